@@ -1,0 +1,79 @@
+"""What a model is to the averaging algorithms: one vector and the functions that read it.
+
+A family is made by `linear`, `logistic`, `multinomial` or `mlp`, and every function in it is pure. Rows come as a
+design matrix X (n, p + 1) whose last column is ones, so that an intercept is one more coefficient; a linear model
+without an intercept takes X (n, p). Targets y are (n,) float64: a value, 0 or 1, or a class's index 0..k-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedrounds.core.params import Array, Layout, Vector
+
+CLOSEST = 1e-12  # a reported probability of what happened is never nearer to 0 or 1, so a log-loss is at most 27.7
+
+
+class Family(NamedTuple):
+    """One kind of model.
+
+    Attributes:
+        layout: The named parts of theta.
+        penalised: 1.0 where the L2 penalty applies, 0.0 at intercepts and biases; as long as theta.
+        init: rng -> theta to start from.
+        gradient: (theta, X, y) -> gradient of the mean loss over the rows, without the L2 term. For classes the loss
+            is the log-loss; in a regression it is half the squared error, so no 2 stands before Xᵀ(p - y)/n.
+        predict: (theta, X) -> the mean (n,), the probability of class 1 (n,), or of every class (n, k).
+        losses: (prediction, y) -> what is reported for each row (n,): the squared error, not halved, or the log-loss.
+        estimator: theta -> a fitted scikit-learn estimator that predicts the same from X without its column of ones.
+            Its arrays are copies.
+    """
+
+    layout: Layout
+    penalised: Vector
+    init: Callable[[np.random.Generator], Vector]
+    gradient: Callable[[Vector, Array, Array], Vector]
+    predict: Callable[[Vector, Array], Array]
+    losses: Callable[[Array, Array], Array]
+    estimator: Callable[[Vector], Any]
+
+
+def squared_errors(prediction: Array, y: Array) -> Array:
+    """(y - p)² of each row; prediction (n,), y (n,)."""
+    return np.square(y - prediction)
+
+
+def binary_log_losses(prediction: Array, y: Array) -> Array:
+    """-log of the probability given to what happened; prediction (n,) of class 1, y (n,) of 0 and 1."""
+    return _surprise(np.where(y == 1.0, prediction, 1.0 - prediction))
+
+
+def class_log_losses(prediction: Array, y: Array) -> Array:
+    """-log of the probability given to what happened; prediction (n, k), y (n,) of class indices."""
+    return _surprise(prediction[np.arange(len(y)), y.astype(np.intp)])
+
+
+def residual(prediction: Array, y: Array) -> Array:
+    """p - y; prediction (n,), y (n,). The slope of the loss by the score, since every family has its canonical link."""
+    return prediction - y
+
+
+def class_residual(prediction: Array, y: Array) -> Array:
+    """p - y with y as indicators; prediction (n, k), y (n,) of class indices."""
+    error = prediction.copy()
+    error[np.arange(len(y)), y.astype(np.intp)] -= 1.0
+    return error
+
+
+def softmax(scores: Array) -> Array:
+    """Probabilities (n, k) of scores (n, k); a row's highest score is taken off first, so nothing overflows."""
+    grown = np.exp(scores - scores.max(axis=1, keepdims=True))
+    grown /= grown.sum(axis=1, keepdims=True)
+    return grown
+
+
+def _surprise(probability: Array) -> Array:
+    return -np.log(np.clip(probability, CLOSEST, 1.0 - CLOSEST))
