@@ -1,0 +1,63 @@
+"""`handle` is all that runs on patient data: a request comes in, sums over the site's patients go out, or a refusal with its reason."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from fedrounds.core.algorithm import SiteState, Sums
+from fedrounds.core.messages import Reply, Request
+from fedrounds.core.plan import Plan
+from fedrounds.core.preprocess import Cohort, Rows, encode
+from fedrounds.core.study import Frozen
+
+
+class Policy(Frozen):
+    """What a hospital allows. `finest_bins`: score histograms no finer than this may leave (a run in one process lifts it)."""
+
+    minimum_patients: int = Field(default=10, ge=1)
+    finest_bins: int = Field(default=50, ge=2)
+
+
+def handle(
+    request: Request,
+    state: SiteState,
+    data: Cohort | Rows,
+    plan: Plan,
+    policy: Policy,
+    site: str,
+    rng: np.random.Generator,
+) -> tuple[SiteState, Reply]:
+    """Answer one request.
+
+    Args:
+        data: the site's clean table, or its rows already encoded by the request's statistics (a request for statistics needs the table).
+        rng: what training draws from; the same seed gives the same bytes.
+
+    Returns:
+        The site's new state and its reply. What the policy or the data do not allow gets a refusal, and leaves the state as it was.
+    """
+    sums: Sums = {}
+    refusal = _refusal(request, data, plan, policy)
+    if not refusal:
+        if isinstance(data, Cohort) and request.ask != "statistics":
+            data = encode(data, plan.study, request.arrays, plan.ones)
+        with np.errstate(all="ignore"):  # what overflows is seen below
+            after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
+        if all(np.isfinite(array).all() for array in sums.values()):
+            state = after
+        else:
+            refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
+    return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)
+
+
+def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) -> str:
+    """Why this request is not answered; empty if it is."""
+    if request.study != plan.digest:
+        return f"expected study {plan.digest[:12]}, was asked about {request.study[:12]}: the study file here is another one"
+    train = int(np.count_nonzero(~data.valid)) if isinstance(data, Cohort) else len(data.y)
+    if train < policy.minimum_patients:
+        return f"{train} training patients are below the site's minimum cohort of {policy.minimum_patients}"
+    if plan.bins > policy.finest_bins and request.ask != "statistics":
+        return f"score histograms of {plan.bins} bins are finer than the {policy.finest_bins} that the site allows"
+    return ""

@@ -1,0 +1,113 @@
+"""Averaging algorithms: every site trains from the same model, the updates are combined, the server takes a step (DESIGN 1).
+
+    theta <- step(theta, sum(lambda_i (theta_i - theta)) / sum(lambda_i))
+
+A visit scores the model that came in before training on it, on validation rows: the scores of round r's model arrive with the
+replies of round r + 1, and `scoring` fetches those of the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
+from fedrounds.core.combine import Combine
+from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.evaluate import SUMS, Task, histogram_shape, score
+from fedrounds.core.local import Gradient, Train
+from fedrounds.core.models.family import Family
+from fedrounds.core.params import Array, Vector
+from fedrounds.core.preprocess import Rows
+from fedrounds.core.server import ServerStep
+from fedrounds.core.state import RunState
+
+
+def scoring(family: Family, task: Task, classes: int, bins: int) -> Algorithm:
+    """Score the current model, and the champion where its scores on the present data are not known; change nothing."""
+
+    def ask(state: RunState) -> Payload:
+        payload = {"theta": state.theta, **state.statistics}
+        if state.champion and state.champion.losses is None and state.champion.round != state.round:
+            payload["champion"] = state.champion.theta
+        return payload
+
+    def scored(theta: Vector, rows: Rows) -> tuple[Array, Array]:
+        prediction = family.predict(theta, rows.X_valid)
+        return score(task, prediction, family.losses(prediction, rows.y_valid), rows.y_valid, bins)
+
+    def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
+        del rng
+        sums: dict[str, Array] = {}
+        sums["scores"], sums["histogram"] = scored(payload["theta"], rows)
+        if "champion" in payload:
+            sums["champion_scores"], sums["champion_histogram"] = scored(payload["champion"], rows)
+        return memory, sums
+
+    def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
+        scores: dict[str, tuple[Array, Array]] = {}
+        champion: dict[str, tuple[Array, Array]] = {}
+        for site, sums in replies:
+            _keep(site, sums, scores, champion)
+        return Folded(state, scores, champion)
+
+    def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
+        del exchange
+        return {"scores": (SUMS,), "histogram": histogram_shape(task, classes, bins)}
+
+    return Algorithm(ask, answer, fold, shapes)
+
+
+def averaging(
+    score_only: Algorithm,
+    family: Family,
+    gradient: Gradient,
+    train: Train,
+    combine: Combine,
+    server: ServerStep,
+    weight: Callable[[str, float], float],
+) -> Algorithm:
+    """Score the model, train on it, average: a local rule, a combining rule and a server step, in any combination.
+
+    Args:
+        gradient: of the objective that a site descends, penalties included.
+        weight: (site, training rows) -> lambda.
+    """
+
+    def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
+        theta = payload["theta"]
+        loss = float(family.losses(family.predict(theta, rows.X), rows.y).sum())
+        delta = train(gradient, theta, rows.X, rows.y, rng) - theta
+        memory, scores = score_only.answer(payload, memory, rows, rng)
+        return memory, {"delta": delta, "train": np.array([len(rows.y), loss]), **scores}
+
+    def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
+        total = combine.start(family.layout.size)
+        scores: dict[str, tuple[Array, Array]] = {}
+        champion: dict[str, tuple[Array, Array]] = {}
+        training: dict[str, tuple[float, float, float]] = {}
+        for site, sums in replies:
+            rows, loss = (float(value) for value in sums["train"])
+            if rows < 1:
+                raise UpdateRejected(f"expected an update trained on patients, found {rows:g} rows at site '{site}'")
+            share = weight(site, rows)
+            total = combine.add(total, sums["delta"], share)
+            training[site] = rows, loss, share
+            _keep(site, sums, scores, champion)
+        memory, theta = server.step(state.memory, state.theta, combine.finish(total))
+        return Folded(replace(state, round=state.round + 1, theta=theta, memory=memory), scores, champion, training)
+
+    def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
+        return {"delta": (family.layout.size,), "train": (2,), **score_only.shapes(exchange)}
+
+    return Algorithm(score_only.ask, answer, fold, shapes)
+
+
+def _keep(
+    site: str, sums: Sums, scores: dict[str, tuple[Array, Array]], champion: dict[str, tuple[Array, Array]]
+) -> None:
+    scores[site] = sums["scores"], sums["histogram"]
+    if "champion_scores" in sums:
+        champion[site] = sums["champion_scores"], sums["champion_histogram"]

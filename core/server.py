@@ -1,0 +1,93 @@
+"""What the coordinator does with the combined update: pairs of `init` and `step`, memory in, memory out.
+
+`delta` is the combined update, sum(weight_i (theta_i - theta)) / sum(weight_i). Adagrad, Adam and Yogi follow Reddi et al. 2021
+("Adaptive federated optimization"), algorithm 2, with v starting at tau^2 and no bias correction, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from fedrounds.core.params import Vector
+
+Memory = Mapping[str, Vector]
+
+
+class ServerStep(NamedTuple):
+    """A server optimiser.
+
+    >>> rule = sgd(0.1)
+    >>> rule.step(rule.init(1), np.array([1.0]), np.array([-0.5]))[1]
+    array([0.95])
+    """
+
+    init: Callable[[int], Memory]  # number of parameters -> memory
+    step: Callable[[Memory, Vector, Vector], tuple[Memory, Vector]]  # (memory, theta, delta) -> (memory, theta)
+
+
+def sgd(rate: float) -> ServerStep:
+    """theta + rate * delta."""
+
+    def step(memory: Memory, theta: Vector, delta: Vector) -> tuple[Memory, Vector]:
+        return memory, theta + rate * delta
+
+    return ServerStep(_memory(), step)
+
+
+def momentum(rate: float, beta: float) -> ServerStep:
+    """v = beta v + delta; theta + rate v (Hsu, Qi and Brown 2019, FedAvgM)."""
+
+    def step(memory: Memory, theta: Vector, delta: Vector) -> tuple[Memory, Vector]:
+        v = beta * memory["v"] + delta
+        return {"v": v}, theta + rate * v
+
+    return ServerStep(_memory(v=0.0), step)
+
+
+def adagrad(rate: float, tau: float) -> ServerStep:
+    """v = v + delta^2; theta + rate delta / (sqrt(v) + tau)."""
+
+    def step(memory: Memory, theta: Vector, delta: Vector) -> tuple[Memory, Vector]:
+        v = memory["v"] + delta * delta
+        return {"v": v}, theta + rate * delta / (np.sqrt(v) + tau)
+
+    return ServerStep(_memory(v=tau * tau), step)
+
+
+def adam(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
+    """m = b1 m + (1 - b1) delta; v = b2 v + (1 - b2) delta^2; theta + rate m / (sqrt(v) + tau)."""
+
+    def second(v: Vector, square: Vector) -> Vector:
+        return beta_2 * v + (1 - beta_2) * square
+
+    return _adaptive(rate, beta_1, tau, second)
+
+
+def yogi(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
+    """As Adam, with v = v - (1 - b2) delta^2 sign(v - delta^2): v moves by steps of bounded size."""
+
+    def second(v: Vector, square: Vector) -> Vector:
+        return v - (1 - beta_2) * square * np.sign(v - square)
+
+    return _adaptive(rate, beta_1, tau, second)
+
+
+def _adaptive(rate: float, beta_1: float, tau: float, second: Callable[[Vector, Vector], Vector]) -> ServerStep:
+    def step(memory: Memory, theta: Vector, delta: Vector) -> tuple[Memory, Vector]:
+        m = beta_1 * memory["m"] + (1 - beta_1) * delta
+        v = second(memory["v"], delta * delta)
+        return {"m": m, "v": v}, theta + rate * m / (np.sqrt(v) + tau)
+
+    return ServerStep(_memory(m=0.0, v=tau * tau), step)
+
+
+def _memory(**starts: float) -> Callable[[int], Memory]:
+    """Vectors by name, each starting at one value."""
+
+    def init(size: int) -> Memory:
+        return {name: np.full(size, start) for name, start in starts.items()}
+
+    return init

@@ -1,0 +1,35 @@
+"""Where a site's rows come from: `load` turns what the site file declares into a table.
+
+No error of this package shows a cell, a header (a file declared wrongly has a patient there) or a database URL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_never
+
+from fedrounds.core.table import Table
+from fedrounds.sources import bundled, csv_file, keep, parquet, sql
+from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, ParquetSource, Source, SqlSource
+
+__all__ = ["BundledSource", "CsvSource", "FoldFile", "ParquetSource", "Source", "SqlSource", "load"]
+
+
+def load(source: Source, root: Path, site: str) -> Table:
+    """The site's rows. Relative paths start at `root`; `site` is for messages only.
+
+    Raises:
+        StudyError: the declaration names what is not there: a file, a variable, a column.
+        DataContractError: the file or the database holds no usable table.
+    """
+    match source:
+        case CsvSource():
+            return keep.recipe(csv_file.read(source, root, site), source, root, site)
+        case ParquetSource():
+            return keep.recipe(parquet.read(source, root, site), source, root, site)
+        case SqlSource():
+            return sql.read(source, root, site)
+        case BundledSource():
+            return bundled.read(source, site)
+        case _:
+            assert_never(source)
