@@ -1,0 +1,5 @@
+"""The truth of a study: everything continues from it; MLflow and Prefect are written from it and never read to decide."""
+
+from fedrounds.ledger.ledger import Decision, Entry, Failure, Head, Ledger, Lineage, Verdict, Visit
+
+__all__ = ["Decision", "Entry", "Failure", "Head", "Ledger", "Lineage", "Verdict", "Visit"]

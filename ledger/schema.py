@@ -1,0 +1,134 @@
+"""The tables of a ledger, for SQLite and PostgreSQL alike.
+
+Rows of visits, failures, promotions, verdicts and operations are only ever added. What changes in time (the lease, notes, flow runs)
+has its own table, so that a visit's state, the one large column, is written once: SQLite rewrites a whole row to change a bit of it.
+
+To change a table: raise VERSION and teach `Ledger` to bring the version before it up to date.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+VERSION = 1
+ONLY = 1  # the key of a table with one row
+
+metadata = MetaData()
+
+
+def _visit() -> Column[int]:
+    return Column("visit", Integer, ForeignKey("visits.visit"), primary_key=True)
+
+
+# Found in every ledger from its first transaction on; PostgreSQL locks its row so that one writer works at a time.
+version = Table(
+    "fedrounds_ledger",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+)
+
+study = Table(
+    "study",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("name", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("lineage", String, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("protocol", JSON, nullable=False),
+)
+
+operations = Table(
+    "operations",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("from_round", Integer, nullable=False),
+    Column("operations", JSON, nullable=False),
+)
+
+# One visit to the sites that closed: 1, 2, 3… without a gap, so the key itself refuses a second commit of the same visit.
+visits = Table(
+    "visits",
+    metadata,
+    Column("visit", Integer, primary_key=True, autoincrement=False),
+    Column("round", Integer, nullable=False),
+    Column("ask", String, nullable=False),
+    Column("base", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("suite_hash", String, nullable=False),
+    Column("operations_version", Integer, ForeignKey("operations.version"), nullable=False),
+    Column("started", Double, nullable=False),
+    Column("committed", Double, nullable=False),
+    Column("record", JSON, nullable=False),
+    Column("checksum", String, nullable=False),  # SHA-256 of `state`
+    Column("state", LargeBinary, nullable=False),  # last: whoever leaves it out never reads its pages
+)
+
+projected = Table("projected", metadata, _visit(), Column("at", Double, nullable=False))
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    _visit(),
+    Column("site", String, primary_key=True),
+    Column("passed", Boolean, nullable=False),
+    Column("verdict", JSON, nullable=False),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    _visit(),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("promoted", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("model", String, nullable=False),
+)
+
+# A try at a visit that did not close. `visit` is the number that it would have had; the next try may take it.
+failures = Table(
+    "failures",
+    metadata,
+    Column("visit", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("round", Integer, nullable=False),
+    Column("ask", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("started", Double, nullable=False),
+    Column("failed", Double, nullable=False),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("owner", String, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("host", String, nullable=False),
+    Column("born", String, nullable=False),  # when the process started: a recycled pid is another process
+    Column("taken", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+)
+
+flow_runs = Table(
+    "flow_runs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("started", Double, nullable=False),
+    Column("ended", Double),
+)
+
+notes = Table("notes", metadata, Column("key", String, primary_key=True), Column("value", JSON, nullable=False))
