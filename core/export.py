@@ -7,10 +7,13 @@ number), NaN or None where missing. Missing codes of the same type as their colu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedrounds.core.params import Vector
+from fedrounds.core.preprocess import Statistics
 from fedrounds.core.study import Category, Feature, Number, Study, canonical
 
 if TYPE_CHECKING:
@@ -20,21 +23,48 @@ if TYPE_CHECKING:
     from fedrounds.core.state import RunState
 
 
-def pipeline(plan: Plan, state: RunState) -> Pipeline:
-    """The fitted pipeline of the state's model; predictions equal the core's to 1e-12."""
-    from sklearn.compose import ColumnTransformer
+def pipeline(plan: Plan, state: RunState, before: Sequence[tuple[str, Any]] | None = None) -> Pipeline:
+    """The fitted pipeline of the state's model; predictions equal the core's to 1e-12.
+
+    Args:
+        before: what `preprocessing` gave for the same statistics, to spare making it again.
+    """
     from sklearn.pipeline import Pipeline
+
+    return Pipeline([*(before or preprocessing(plan, state.statistics)), ("model", plan.family.estimator(state.theta))])
+
+
+def preprocessing(plan: Plan, statistics: Statistics) -> list[tuple[str, Any]]:
+    """The fitted steps before the model: fill and spread the columns, then centre and scale."""
+    from sklearn.compose import ColumnTransformer
     from sklearn.preprocessing import StandardScaler
 
-    features = plan.study.features
-    impute = state.statistics["impute"]
-    steps = [(f.name, _encoder(f, float(impute[j])), [j]) for j, f in enumerate(features)]
+    steps: list[tuple[str, Any, list[int]]] = []
+    blocks = _blocks(plan.study.features)
+    for block in blocks:
+        names = [plan.study.features[j].name for j in block]
+        steps.append((" ".join(names), _encoder(plan.study.features[block[0]]), block))
     columns = ColumnTransformer(steps, verbose_feature_names_out=False)
-    columns.fit(example(plan.study, rows=2))
+    columns.fit(example(plan.study, rows=2))  # fits copies of the steps: what they fill with is set afterwards
+    for (_, fitted, _), block in zip(columns.transformers_, blocks, strict=True):
+        _set_fill(fitted, plan.study.features[block[0]], statistics["impute"][block])
     scaler = StandardScaler().fit(np.zeros((2, len(plan.columns))))
-    scaler.mean_, scaler.scale_ = state.statistics["center"], state.statistics["scale"]
+    scaler.mean_, scaler.scale_ = statistics["center"], statistics["scale"]
     scaler.var_ = scaler.scale_**2
-    return Pipeline([("columns", columns), ("standardise", scaler), ("model", plan.family.estimator(state.theta))])
+    return [("columns", columns), ("standardise", scaler)]
+
+
+def _blocks(features: Sequence[Feature]) -> list[list[int]]:
+    """Neighbouring numbers with the same missing codes share a step; a category has its own."""
+    blocks: list[list[int]] = []
+    for j, feature in enumerate(features):
+        previous = features[j - 1] if j else None
+        shared = isinstance(feature, Number) and isinstance(previous, Number) and feature.missing == previous.missing
+        if shared:
+            blocks[-1].append(j)
+        else:
+            blocks.append([j])
+    return blocks
 
 
 def numeric(feature: Feature) -> bool:
@@ -57,15 +87,15 @@ def example(study: Study, rows: int = 3) -> Any:
     return pd.DataFrame(frame)
 
 
-def _encoder(feature: Feature, impute: float) -> Any:
-    """Fill and, for a category, spread over 0/1 columns in the order of `columns_of`."""
+def _encoder(feature: Feature) -> Any:
+    """Fill and, for a category, spread over 0/1 columns in the order of `columns_of`; serves a block of like numbers."""
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
     texts = [code for code in map(canonical, feature.missing) if code and _is_number(code) == numeric(feature)]
     codes: list[Any] = [float(code) for code in texts] if numeric(feature) else [*texts, None]
     if isinstance(feature, Number):
-        return Pipeline(_fill(codes, impute))
+        return Pipeline(_fill(codes))
     levels = _levels(feature)
     last = len(levels) + len(codes)  # levels, then missing codes, then every other value
     unseen = last + 1 if feature.encode == "one_hot" else np.nan
@@ -75,24 +105,30 @@ def _encoder(feature: Feature, impute: float) -> Any:
         unknown_value=unseen,
         encoded_missing_value=np.nan,
     )
-    kept = (
-        np.arange(float(len(levels)))[1:]
-        if feature.encode == "drop_first"
-        else np.append(np.arange(float(len(levels))), float(unseen))
-    )
+    known = np.arange(float(len(levels)))
+    kept = known[1:] if feature.encode == "drop_first" else np.append(known, float(unseen))
     spread = OneHotEncoder(categories=[kept], handle_unknown="ignore", sparse_output=False)
-    fill = _fill(list(range(len(levels), last)), impute if impute < len(levels) else unseen)
-    return Pipeline([("level", order), *fill, ("spread", spread)])
+    return Pipeline([("level", order), *_fill(list(range(len(levels), last))), ("spread", spread)])
 
 
-def _fill(codes: list[Any], value: float) -> list[tuple[str, Any]]:
-    """Steps that put `value` in place of NaN, then of each code."""
+def _fill(codes: list[Any]) -> list[tuple[str, Any]]:
+    """Steps that put a value in place of NaN, then of each code."""
     from sklearn.impute import SimpleImputer
 
-    return [
-        (f"missing {i}", SimpleImputer(missing_values=code, strategy="constant", fill_value=value))
-        for i, code in enumerate([np.nan, *codes])
-    ]
+    kept: dict[str, Any] = {"keep_empty_features": True}
+    return [(f"missing {i}", SimpleImputer(missing_values=code, **kept)) for i, code in enumerate([np.nan, *codes])]
+
+
+def _set_fill(fitted: Any, feature: Feature, impute: Vector) -> None:
+    """Let the fitted steps fill with the study's statistics; an imputed `other` is any code that no level has."""
+    from sklearn.impute import SimpleImputer
+
+    steps = fitted.named_steps
+    if isinstance(feature, Category):
+        impute = np.where(impute < len(feature.categories), impute, steps["level"].unknown_value)
+    for step in steps.values():
+        if isinstance(step, SimpleImputer):
+            step.statistics_ = np.asarray(impute, np.float64)
 
 
 def _levels(feature: Category) -> list[Any]:

@@ -35,9 +35,12 @@ from fedrounds.core.table import Table
 Statistics = Mapping[str, Array]  # impute (features,), center (width,), scale (width,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Cohort:
-    """A site's patients in the study's terms: numbers as they are, categories as the index of their level, NaN where missing."""
+    """A site's patients in the study's terms: numbers as they are, categories as the index of their level, NaN where missing.
+
+    Like a table, it shows counts only when printed.
+    """
 
     site: str
     values: Array  # (n, features)
@@ -50,8 +53,11 @@ class Cohort:
         """Rows that take part, training and validation."""
         return len(self.y)
 
+    def __repr__(self) -> str:
+        return f"Cohort({self.site!r}, {self.patients} rows, {int(self.valid.sum())} of them validation)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Rows:
     """What a site trains and judges on: design matrices, ready for a model. X: (n, width) or (n, width + 1) with a last column of ones."""
 
@@ -59,6 +65,9 @@ class Rows:
     y: Array
     X_valid: Array
     y_valid: Array
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self.y)} training, {len(self.y_valid)} validation)"
 
 
 # --- clean ------------------------------------------------------------------------------------------------------------
@@ -247,7 +256,7 @@ def _split(table: Table, study: Study, site: str, key: str) -> tuple[NDArray[np.
 
 def _ids(column: NDArray[Any], name: str, site: str) -> list[str]:
     ids = [canonical(cell) for cell in column.tolist()]
-    empty = sum(text in ("", "nan") for text in ids)
+    empty = sum(text.lower() in ("", "nan") for text in ids)
     if empty:
         raise DataContractError(
             f"expected an id in every row of column '{name}' at site '{site}', found {empty} of {len(ids)} empty: mend the data"

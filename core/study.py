@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -82,6 +83,8 @@ def canonical(value: Label) -> str:
         number = float(text)
     except ValueError:
         return text
+    if not isfinite(number):
+        return text
     return str(int(number)) if number.is_integer() else repr(number)
 
 
@@ -156,22 +159,30 @@ class Validation(Frozen):
 
 
 class Linear(Frozen):
+    """Least squares. `l2` here and below is the penalty l2/2 |theta|^2 beside the mean loss, intercepts free."""
+
     kind: Literal["linear"]
     intercept: bool = True
     l2: NonNegative = 0.0
 
 
 class Logistic(Frozen):
+    """Logistic regression of yes or no."""
+
     kind: Literal["logistic"]
     l2: NonNegative = 0.0
 
 
 class Multinomial(Frozen):
+    """Logistic regression of one of several classes."""
+
     kind: Literal["multinomial"]
     l2: NonNegative = 0.0
 
 
 class Mlp(Frozen):
+    """A neural network with one or two hidden layers of so many units."""
+
     kind: Literal["mlp"]
     hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(16,), min_length=1, max_length=2)
     l2: NonNegative = 0.0
@@ -221,6 +232,8 @@ Local = Annotated[LocalSgd | LocalAdam | LocalProximal, Field(discriminator="kin
 
 
 class WeightedMean(Frozen):
+    """The mean of the updates by the study's weights."""
+
     kind: Literal["weighted_mean"]
 
 

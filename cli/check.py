@@ -1,0 +1,70 @@
+"""`fedrounds check`: everything that can be wrong is found without training, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedrounds.cli.run import compatible
+from fedrounds.cli.study import loaded, opened
+
+if TYPE_CHECKING:
+    from fedrounds.tasks.folder import Folder
+
+
+def check(directory: Path, data: Path | None, state: Path | None, gate: bool, as_json: bool) -> int:
+    """Validate files, data contracts and cohorts; with `gate`, run the suites too. Exit code 12 if a gate fails."""
+    folder, place = opened(directory, data, state)
+    wards = loaded(folder)
+    compatible(folder, place, fresh=True)
+    verdicts = _gate(folder) if gate else {}
+    sites = [
+        {
+            "site": name,
+            "patients": ward.load(),
+            "refusal": ward.refusal(),
+            "dropped": dict(ward.cohort.dropped) if ward.cohort else {},
+            **({"gate": verdicts[name][1], "passed": verdicts[name][0]} if gate else {}),
+        }
+        for name, ward in wards.items()
+    ]
+    failed = [name for name, (passed, _) in verdicts.items() if not passed]
+    if as_json:
+        digest = folder.study.digest
+        print(
+            json.dumps(
+                {"study": folder.study.name, "digest": digest, "sites": sites, "failed_gates": failed},
+                ensure_ascii=False,
+            )
+        )
+    else:
+        _print(folder, sites, gate)
+    return 12 if failed else 0
+
+
+def _gate(folder: Folder) -> dict[str, tuple[bool, str]]:
+    """site -> (passed, one line); without a suite the contract alone counts."""
+    if folder.suite is None:
+        return dict.fromkeys(folder.sites, (True, "no suite"))
+    from fedrounds.tasks.gate import check as run_suite
+    from fedrounds.tasks.verdict import line
+
+    verdicts = {name: run_suite(folder, name) for name in folder.sites}
+    return {name: (verdict.passed, line(verdict)) for name, verdict in verdicts.items()}
+
+
+def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool) -> None:
+    study = folder.study
+    algorithm = study.algorithm.preset or "own algorithm"
+    print(f"{study.name}: {len(study.features)} features, {study.model.kind}, {algorithm}, digest {study.digest[:12]}")
+    for site in sites:
+        dropped = ", ".join(f"{count} left out: {reason}" for reason, count in site["dropped"].items())
+        parts = [
+            f"{site['patients']} patients",
+            dropped,
+            site["refusal"] and f"takes no part: {site['refusal']}",
+            site.get("gate", ""),
+        ]
+        print(f"  {site['site']}: " + "; ".join(part for part in parts if part))
+    print("ready to run" + ("" if gate else " (`--gate` runs the suites too)"))

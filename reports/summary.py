@@ -1,0 +1,158 @@
+"""A study in a table, a note and three pictures, from the records that its ledger keeps.
+
+`visits` are the ledger's entries in order; `baselines` is what `Run.baselines` noted, or empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedrounds.core.evaluate import HEADLINE, LOSS, calibration
+from fedrounds.core.study import Study
+from fedrounds.reports import plots as draw
+
+AXIS = {
+    "auc": "AUC (0 to 1)",
+    "r2": "R² (1 is perfect)",
+    "log_loss": "log-loss (nats per patient)",
+    "mse": "mean squared error",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A site in the table: its patients, its gate's verdict or why it did not take part, and three values of the study's metric."""
+
+    site: str
+    patients: int | None
+    gate: str
+    local: float | None
+    federated: float | None
+    pooled: float | None
+
+
+def headline(study: Study) -> str:
+    """The metric that the table shows: auc or r2."""
+    return HEADLINE[study.target.kind]
+
+
+def last_scores(visits: Sequence[Any]) -> Mapping[str, Any] | None:
+    """The latest record that scored a model."""
+    return next((visit.record for visit in reversed(visits) if visit.record["scored"] is not None), None)
+
+
+def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> list[Line]:
+    """A line a site, then one for all sites."""
+    record = last_scores(visits) or (
+        visits[-1].record if visits else {"sites": {}, "excluded": {}, "refused": {}, "metrics": {}}
+    )
+    metric = headline(study)
+    local, pooled, patients = (baselines.get(key, {}) for key in ("local", "pooled", "patients"))
+    found: list[Line] = []
+    for site in sorted({*record["sites"], *record["excluded"], *record["refused"]}):
+        if site in record["sites"]:
+            own = record["sites"][site].get("metrics", {}).get(metric)
+            found.append(
+                Line(
+                    site,
+                    patients.get(site),
+                    "passed",
+                    local.get(site, {}).get(metric),
+                    own,
+                    pooled.get(site, {}).get(metric),
+                )
+            )
+        else:
+            reason = record["excluded"].get(site) or f"refused: {record['refused'][site]}"
+            found.append(Line(site, patients.get(site), reason, None, None, None))
+    overall = baselines.get("pooled_all", {}).get(metric)
+    found.append(Line("all sites", sum(patients.values()) or None, "", None, record["metrics"].get(metric), overall))
+    return found
+
+
+def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:
+    """The table for Prefect and MLflow."""
+    name = headline(study).upper().replace("R2", "R²")
+    rows = [
+        f"| site | patients | gate | {name} alone | {name} federated | {name} pooled |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for line in lines(study, visits, baselines):
+        values = " | ".join(
+            "–" if value is None else f"{value:.3f}" for value in (line.local, line.federated, line.pooled)
+        )
+        rows.append(f"| {line.site} | {line.patients or '–'} | {line.gate.replace('|', '/')} | {values} |")
+    return "\n".join(rows) + "\n"
+
+
+def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:
+    """What MLflow shows beside the lineage's run."""
+    record = last_scores(visits) or {}
+    rounds = max((visit.round for visit in visits), default=0)
+    champion = record.get("champion")
+    decision = (record.get("decision") or {}).get("reason", "")
+    parts = [
+        f"### {study.title or study.name}",
+        f"*{study.note}*" if study.note else "",
+        f"{rounds} rounds. Champion: round {champion}. {decision}"
+        if champion
+        else f"{rounds} rounds, no champion yet. {decision}",
+        markdown_table(study, visits, baselines),
+        "Patient rows never left a hospital: sites sent sums, counts and updates. Charts are under *Artifacts → plots*, versions under *Models*.",
+    ]
+    if "auc_error" in record.get("metrics", {}):
+        parts.append(
+            f"AUC is computed from score histograms of {study.validation.bins} bins: it is exact to ±{record['metrics']['auc_error']:.4f}."
+        )
+    return "\n\n".join(part for part in parts if part)
+
+
+def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> dict[str, bytes]:
+    """name -> PNG: the rounds, the sites side by side, calibration (of the last scored model)."""
+    loss, metric = LOSS[study.target.kind], headline(study)
+    scored: dict[int, Mapping[str, Any]] = {}
+    for visit in visits:
+        if visit.record["scored"] is not None:
+            scored.setdefault(visit.record["scored"], visit.record)
+    if not scored:
+        return {}
+    steps, records = list(scored), list(scored.values())
+    names = sorted({site for record in records for site in record["sites"]})
+    by_site = {site: [_of(record, site, loss) for record in records] for site in names}
+    found = {
+        "rounds": draw.rounds(
+            steps,
+            [record["metrics"].get(loss) for record in records],
+            [record["metrics"].get(metric) for record in records],
+            study=study.name,
+            loss_name=AXIS[loss],
+            metric_name=AXIS[metric],
+            site_losses=by_site,
+            champion=records[-1]["champion"],
+        )
+    }
+    table = [
+        line for line in lines(study, visits, baselines)[:-1] if line.federated is not None or line.local is not None
+    ]
+    if table:
+        columns = zip(
+            *((line.site, line.local, line.federated, line.pooled, line.patients) for line in table), strict=True
+        )
+        sites, local, federated, pooled, patients = map(list, columns)
+        found["sites"] = draw.sites(
+            sites, local, federated, pooled, metric_name=AXIS[metric], study=study.name, patients=patients
+        )
+    if study.target.kind == "binary" and sum(records[-1]["metrics"].get(key, 0) for key in ("n",)):
+        predicted, observed, rows = calibration(np.array(records[-1]["histogram"])[0])
+        found["calibration"] = draw.calibration(
+            predicted.tolist(), observed.tolist(), rows.tolist(), study=study.name, round=steps[-1]
+        )
+    return found
+
+
+def _of(record: Mapping[str, Any], site: str, metric: str) -> float | None:
+    return record["sites"].get(site, {}).get("metrics", {}).get(metric)

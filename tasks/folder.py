@@ -1,0 +1,196 @@
+"""A study's folder: study.toml, operations.toml, sites/*.toml and the suite, read and checked; and where its state lives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fedrounds.core.errors import StateError, StudyError
+from fedrounds.core.operations import Operations
+from fedrounds.core.study import Study
+from fedrounds.sources.site_file import SiteFile
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A GX suite as it is written: its name, its JSON and the hash that binds verdicts and versions to it."""
+
+    name: str
+    document: Mapping[str, Any]
+    hash: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Everything that a study's folder says. `data` is where the relative paths of sources start."""
+
+    path: Path
+    data: Path
+    study: Study
+    operations: Operations
+    sites: Mapping[str, SiteFile]
+    suite: Suite | None
+
+
+def read(path: Path, data: Path | None = None) -> Folder:
+    """Read a study's folder. Raises StudyError with one line: which file, which key, what was expected, what was found."""
+    if not path.is_dir():
+        raise StudyError(f"expected a study folder, found no folder at {path}: `fedrounds init {path}` makes one")
+    if data is not None and not data.is_dir():
+        raise StudyError(f"expected a folder of data, found none at {data}: mend --data")
+    study = _typed(path / "study.toml", Study)
+    operations = _typed(path / "operations.toml", Operations)
+    sites = _sites(path / "sites", operations)
+    _agree(study, operations, sites)
+    return Folder(path, data or path, study, operations, sites, _suite(path, operations))
+
+
+def _sites(folder: Path, operations: Operations) -> dict[str, SiteFile]:
+    files = sorted(folder.glob("*.toml"))
+    if not files:
+        raise StudyError(f"expected a file a hospital in {folder}, found none: add sites/NAME.toml")
+    sites: dict[str, SiteFile] = {}
+    for file in files:
+        site = _typed(file, SiteFile, name=file.stem)
+        if site.name in sites:
+            raise StudyError(f"expected each site once, found '{site.name}' again in {file}: give it a name of its own")
+        sites[site.name] = site
+    roster = operations.sites
+    if roster is None:
+        return sites
+    unknown = sorted(set(roster) - sites.keys())
+    if unknown:
+        raise StudyError(
+            f"expected a site file for '{unknown[0]}' of operations.toml, found {', '.join(sites)} in {folder}: add {unknown[0]}.toml"
+        )
+    if len(set(roster)) < len(roster):
+        raise StudyError("expected each site once in `sites` of operations.toml, found one twice: drop it")
+    return {name: sites[name] for name in sorted(roster)}
+
+
+def _agree(study: Study, operations: Operations, sites: Mapping[str, SiteFile]) -> None:
+    """What no single file can see."""
+    if operations.quorum_of(len(sites)) > len(sites):
+        raise StudyError(
+            f"expected a quorum of at most {len(sites)} sites, found {operations.quorum} in operations.toml: lower it, or add sites"
+        )
+    if isinstance(study.weights, dict) and set(study.weights) != set(sites):
+        raise StudyError(
+            f"expected `weights` in study.toml for {', '.join(sites)}, found {', '.join(study.weights)}: state one a site"
+        )
+
+
+def _suite(path: Path, operations: Operations) -> Suite | None:
+    name = operations.gate.suite
+    if name is None:
+        return None
+    places = [path / "expectations" / f"{name}.json", Path(__file__).parent.parent / "expectations" / f"{name}.json"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise StudyError(
+            f"expected the suite '{name}' of operations.toml, found no {places[0]}: add it, or leave `suite` out"
+        )
+    try:
+        document = json.loads(file.read_text())
+        assert isinstance(document["expectations"], list)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise StudyError(
+            f"expected a GX suite as JSON with `expectations` in {file}, found something else: export it with to_json_dict"
+        ) from None
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return Suite(name, document, hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _typed(file: Path, kind: type[T], **defaults: str) -> T:
+    """The TOML file as that type, or one line on what is wrong with it."""
+    try:
+        given = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(
+            f"expected {file.name} in {file.parent}, found no such file: `fedrounds init` writes one to start from"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"expected TOML in {file}, found text that is not: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"expected a readable text file at {file}, found {type(error).__name__}") from None
+    try:
+        return kind.model_validate(defaults | given)
+    except ValidationError as error:
+        raise StudyError(f"{file}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a validation in one line, and how many more there are. Values are left out: a site file holds secrets."""
+    first, *more = error.errors(include_url=False, include_input=False)
+    where = ".".join(str(part) for part in first["loc"]) or "file"
+    rest = f" (and {len(more)} more)" if more else ""
+    return f"{where} — {first['msg'].removeprefix('Value error, ')}{rest}"
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a study's state lives: MLflow's store is shared by the studies of a workspace, the rest is the study's own."""
+
+    mlruns: Path
+    own: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.own / "ledger.db"
+
+    @property
+    def prefect_home(self) -> Path:
+        return self.own / "prefect"
+
+    @property
+    def log(self) -> Path:
+        return self.own / "run.log"
+
+    @property
+    def verdicts(self) -> Path:
+        """What the sites remember of their gates; it holds fingerprints and never leaves."""
+        return self.own / "sites.json"
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.mlruns / 'mlflow.db'}"
+
+
+def state_of(folder: Path, study: str, chosen: Path | None = None) -> State:
+    """The state folder: `mlruns/` in the nearest folder at or above the study that has one, else beside the study's files."""
+    folder = folder.resolve()
+    nearest = next(
+        (place / "mlruns" for place in (folder, *folder.parents) if (place / "mlruns").is_dir()), folder / "mlruns"
+    )
+    mlruns = chosen.resolve() if chosen else nearest
+    return State(mlruns, mlruns / study)
+
+
+def prepare(state: State, fresh: bool) -> None:
+    """Make the state folder; with `fresh` it starts empty, and an earlier one is set aside, not deleted."""
+    try:
+        if fresh and state.own.exists():
+            number = next(n for n in range(1, 100_000) if not state.own.with_name(f"{state.own.name}.{n}").exists())
+            state.own.rename(state.own.with_name(f"{state.own.name}.{number}"))
+        state.own.mkdir(parents=True, exist_ok=True)
+        usable = os.access(state.own, os.W_OK) and os.access(state.mlruns, os.W_OK)
+        found = "one that cannot be written"
+    except OSError as error:
+        usable, found = False, error.strerror
+    if not usable:
+        raise StateError(
+            f"expected a state folder that can be written at {state.own}, found: {found}: choose another with --state"
+        )

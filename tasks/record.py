@@ -1,0 +1,48 @@
+"""What the ledger keeps of a visit besides the state, and what everything that people look at is made from: sums, counts, names, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedrounds.core.evaluate import metrics, total, training_loss
+from fedrounds.core.plan import Plan
+from fedrounds.core.promotion import Decision
+from fedrounds.core.round import Closed
+from fedrounds.tasks.verdict import Verdict, line
+from fedrounds.tasks.ward import Ward
+
+
+def record(
+    plan: Plan,
+    closed: Closed,
+    wards: Mapping[str, Ward],
+    verdicts: Mapping[str, Verdict],
+    excluded: list[str],
+    decision: Decision | None,
+) -> dict[str, Any]:
+    """JSON of a closed visit. `metrics` judge the model of round `scored`; `training` is its loss on training rows."""
+    pooled, histogram = total(closed.scores)
+    plain, weighted = training_loss(closed.training) if closed.training else (None, None)
+    taking_part = sorted((closed.scores or wards).keys() - closed.refused.keys() - set(excluded))
+    return {
+        "scored": closed.scored if closed.scores else None,
+        "metrics": metrics(plan.task, pooled, histogram) if closed.scores else {},
+        "training": {} if plain is None else {"train_loss": weighted, "train_loss_plain": plain},
+        "sites": {name: _site(plan, closed, name, wards[name]) for name in taking_part},
+        "histogram": histogram.tolist(),
+        "refused": dict(closed.refused),
+        "excluded": {name: line(verdicts[name]) for name in excluded},
+        "decision": decision and {"promote": decision.promote, "reason": decision.reason},
+        "champion": closed.state.champion and closed.state.champion.round,
+    }
+
+
+def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:
+    found: dict[str, Any] = {"bytes_in": ward.bytes_in, "bytes_out": ward.bytes_out}
+    if name in closed.scores:
+        found["metrics"] = metrics(plan.task, *closed.scores[name])
+    if name in closed.training:
+        rows, loss, share = closed.training[name]
+        found["training"] = {"patients": rows, "train_loss": loss / rows, "weight": share}
+    return found

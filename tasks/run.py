@@ -1,0 +1,338 @@
+"""Everything that one run of a study holds: its files, its ledger, its wards and its helper processes. No Prefect in here."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedrounds.core.champion import judged
+from fedrounds.core.errors import DataContractError, GateHalt, QuorumError
+from fedrounds.core.messages import Ask, encode
+from fedrounds.core.plan import build
+from fedrounds.core.round import Asking, Closed, close_exchange, open_round, with_champion_unscored
+from fedrounds.core.simulate import simulate
+from fedrounds.core.state import RunState
+from fedrounds.ledger import Decision, Ledger, Visit
+from fedrounds.ledger import Verdict as Kept
+from fedrounds.tasks.child import Child
+from fedrounds.tasks.folder import Folder, State
+from fedrounds.tasks.record import record
+from fedrounds.tasks.verdict import Verdict, from_json, line, to_json
+from fedrounds.tasks.ward import Ward, read_reply
+
+ALONE = 64  # sites up to which each has a task of its own; above, a task carries a batch of them
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+Listener = Callable[["Run"], None]
+
+
+class Group:
+    """Wards that one task visits."""
+
+    def __init__(self, wards: Sequence[Ward]) -> None:
+        self.wards = tuple(wards)
+        self.label = wards[0].name if len(wards) == 1 else f"{len(wards)} sites from {wards[0].name}"
+
+    def __repr__(self) -> str:
+        return f"Group({self.label})"
+
+
+class Run:
+    """A study being run. One at a time works on a study: the ledger's lease sees to it."""
+
+    def __init__(
+        self, folder: Folder, state: State, ledger: Ledger, on_visit: Listener | None, wards: Mapping[str, Ward] | None
+    ) -> None:
+        self.folder, self.place, self.ledger = folder, state, ledger
+        self.on_visit = on_visit or (lambda _: None)
+        self.plan = build(folder.study)
+        self.lineage = ledger.begin(folder.study)
+        head = ledger.head()
+        self.visit = head.visit if head else 0
+        self.state: RunState = with_champion_unscored(head.state) if head else self.plan.start()
+        self.wards = dict(wards or {name: Ward(site, self.plan, folder.data) for name, site in folder.sites.items()})
+        self.verdicts: dict[str, Verdict] = {}
+        self.new_verdicts: dict[str, Verdict] = {}
+        self.excluded: list[str] = []
+        self.last: dict[str, Any] = {}
+        self.started = time.time()
+        self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
+        self.target = folder.operations.rounds  # rounds that this run goes to
+        self.flow_run, self.tasks = "", 0  # Prefect's id of this run, and how many tasks it made
+        self._gate: Child | None = None
+        self._track: Child | None = None
+        self._tracking: Any = None
+
+    # --- helper processes ---------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Start the helper processes whose imports take seconds, so that they are ready when they are needed."""
+        if self._track is None:
+            self._track = Child("fedrounds.tasks.track", self.place.log, QUIET)
+            self.track()  # opens MLflow's database, which takes its time too
+        if any(ward.fingerprint and self.remembered(ward) is None for ward in self.wards.values()):
+            self.gate()
+
+    def gate(self) -> Child:
+        self._gate = self._gate or Child("fedrounds.tasks.gate", self.place.log, QUIET)
+        return self._gate
+
+    def close(self) -> None:
+        for child in (self._gate, self._track):
+            if child is not None:
+                child.kill()
+
+    # --- sites --------------------------------------------------------------------------------------------------------
+
+    def groups(self, sites: Sequence[str]) -> list[Group]:
+        """The sites in tasks: one each, or in batches when there are many."""
+        wards = [self.wards[name] for name in sites]
+        size = 1 if len(wards) <= ALONE else -(-len(wards) // ALONE)
+        return [Group(wards[start : start + size]) for start in range(0, len(wards), size)]
+
+    @property
+    def taking_part(self) -> list[str]:
+        return [name for name in sorted(self.wards) if name not in self.excluded]
+
+    # --- the gate -----------------------------------------------------------------------------------------------------
+
+    def remembered(self, ward: Ward) -> Verdict | None:
+        """The site's verdict on these very data by this very suite, if it has one: a gate is run again only when either changed."""
+        if self.folder.suite is None:
+            return Verdict(ward.name, True, 0, (), "no suite: the contract alone was checked")
+        kept = _read_json(self.place.verdicts).get(ward.name, {})
+        same = kept.get("fingerprint") == ward.fingerprint and kept.get("suite") == self.folder.suite.hash
+        return from_json(kept["verdict"]) if same else None
+
+    def ask_gate(self, ward: Ward) -> Any:
+        """A future of the gate helper's answer for a site."""
+        data = None if self.folder.data == self.folder.path else str(self.folder.data)
+        return self.gate().call({"folder": str(self.folder.path), "data": data, "site": ward.name})
+
+    def judge(self, ward: Ward, answer: dict[str, Any]) -> Verdict:
+        """Remember what the gate found, at the site."""
+        assert self.folder.suite is not None
+        if answer["fingerprint"] != ward.fingerprint:
+            raise DataContractError(
+                f"expected the data of site '{ward.name}' to hold still, found them changed during the gate: run again"
+            )
+        kept = _read_json(self.place.verdicts)
+        kept[ward.name] = {
+            "fingerprint": ward.fingerprint,
+            "suite": self.folder.suite.hash,
+            "verdict": answer["verdict"],
+        }
+        _write_json(self.place.verdicts, kept)
+        return from_json(answer["verdict"])
+
+    def admit(self, verdicts: dict[str, Verdict]) -> None:
+        """Apply the gate's policy. Raises GateHalt or QuorumError; both are recorded in the ledger first."""
+        before = {site: kept.verdict for site, kept in self.ledger.verdicts().items()}
+        self.verdicts = verdicts
+        self.new_verdicts = {
+            site: verdict for site, verdict in verdicts.items() if before.get(site) != to_json(verdict)
+        }
+        failed = [site for site, verdict in verdicts.items() if not verdict.passed]
+        operations = self.folder.operations
+        if failed and operations.gate.policy == "halt":
+            self.failed(
+                GateHalt(
+                    f"expected every site to pass the gate (policy halt), found '{failed[0]}': {line(verdicts[failed[0]])}"
+                )
+            )
+        self.excluded = failed if operations.gate.policy == "exclude" else []
+        left, quorum = len(self.taking_part), operations.quorum_of(len(self.wards))
+        if left < quorum:
+            reasons = "; ".join(f"{site}: {line(verdicts[site])}" for site in failed)
+            self.failed(
+                QuorumError(
+                    f"expected at least {quorum} of {len(self.wards)} sites to pass the gate, found {left} ({reasons})"
+                )
+            )
+
+    def failed(self, error: Exception) -> None:
+        """Record that a visit did not close, and raise: nothing else has changed."""
+        ask = "train" if self.state.statistics else "statistics"
+        self.ledger.fail(self.state.round + 1, str(error), self.started, ask)
+        raise error
+
+    # --- visits -------------------------------------------------------------------------------------------------------
+
+    def open(self, ask: Ask) -> Asking:
+        self.started = time.time()
+        quorum = self.folder.operations.quorum_of(len(self.wards))
+        return open_round(self.state, self.plan, ask, self.taking_part, quorum)
+
+    def aggregate(self, asking: Asking, replies: Sequence[bytes]) -> Asking | Closed:
+        """Close an exchange; a closed round is in the ledger when this returns."""
+        try:
+            closed = close_exchange(asking, self.plan, map(read_reply, replies))
+        except QuorumError as error:
+            self.failed(error)
+            raise
+        if isinstance(closed, Asking):
+            return closed
+        known = any(decision.round == closed.scored for decision in self.ledger.promotions())
+        state, decision = judged(asking.state, closed, self.folder.operations.promotion, known)
+        closed = replace(closed, state=state)
+        self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision)
+        digest = asking.state.model_digest
+        decisions = [Decision(closed.scored, decision.promote, decision.reason, digest)] if decision else []
+        suite = self.folder.suite.hash if self.folder.suite else ""
+        verdicts = {site: Kept(verdict.passed, to_json(verdict)) for site, verdict in self.new_verdicts.items()}
+        visit = Visit(
+            state.round,
+            asking.request.ask,
+            digest,
+            state,
+            self.last,
+            suite,
+            self.operations_version,
+            self.started,
+            verdicts,
+            decisions,
+        )
+        self.visit = self.ledger.commit(self.visit, visit)
+        self.state, self.new_verdicts = state, {}
+        self.on_visit(self)
+        return closed
+
+    @property
+    def scored(self) -> bool:
+        """Whether the present model was scored by the last visit."""
+        last = self.ledger.progress()
+        return last is not None and last.ask == "score" and last.round == self.state.round
+
+    # --- baselines ----------------------------------------------------------------------------------------------------
+
+    def baselines(self) -> None:
+        """What each site would have alone, and what one pool of all rows would give: only where all rows are in one process."""
+        from fedrounds.core.evaluate import metrics, total
+
+        cohorts = {name: ward.cohort for name, ward in self.wards.items() if name in self.last["sites"] and ward.cohort}
+        rounds = self.state.round
+        known = self.ledger.noted("baselines") or {}
+        inputs = {"round": rounds, "data": {name: self.wards[name].fingerprint for name in cohorts}}
+        token = _digest(inputs)
+        if known.get("token") == token or len(cohorts) > ALONE:
+            return
+        local: dict[str, Any] = {}
+        for name, cohort in cohorts.items():
+            closed = list(simulate(self.plan, {name: cohort}, rounds))[-1]
+            local[name] = metrics(self.plan.task, *closed.scores[name])
+        pooled = _pooled(self.plan, cohorts, rounds)
+        table = {
+            "local": local,
+            "pooled": {name: metrics(self.plan.task, *scores) for name, scores in pooled.items()},
+            "pooled_all": metrics(self.plan.task, *total(pooled)),
+            "patients": {name: cohort.patients for name, cohort in cohorts.items()},
+            "token": token,
+        }
+        self.ledger.note("baselines", table)
+
+    # --- tracking -----------------------------------------------------------------------------------------------------
+
+    def track(self) -> None:
+        """Let MLflow catch up with the ledger, without waiting; while it writes, visits gather and are written together."""
+        self.warm_up()
+        if self._tracking is not None and self._tracking.done():
+            self._tracking.result()
+            self._tracking = None
+        if self._tracking is None:
+            self._tracking = self._ask_track()
+
+    def finish_tracking(self) -> Any:
+        """A future: everything is in MLflow, plots and note included."""
+        self.warm_up()
+        return self._ask_track(finish=True)
+
+    def _ask_track(self, finish: bool = False) -> Any:
+        assert self._track is not None
+        return self._track.call({"ledger": str(self.place.ledger), "mlruns": str(self.place.mlruns), "finish": finish})
+
+
+def _pooled(plan: Any, cohorts: dict[str, Any], rounds: int) -> dict[str, tuple[Any, Any]]:
+    """Scores at each site of a model trained on all rows in one place by the same local rule."""
+    import numpy as np
+
+    from fedrounds.core.answer import handle
+    from fedrounds.core.preprocess import Cohort
+    from fedrounds.core.preprocess import encode as encode_rows
+    from fedrounds.core.round import open_round as ask
+    from fedrounds.core.simulate import OPEN
+
+    names = sorted(cohorts)
+    parts = [cohorts[name] for name in names]
+    pool = Cohort(
+        "pooled",
+        np.concatenate([c.values for c in parts]),
+        np.concatenate([c.y for c in parts]),
+        np.concatenate([c.valid for c in parts]),
+        {},
+    )
+    state = list(simulate(plan, {"pooled": pool}, rounds))[-1].state
+    request = ask(state, plan, "score", names).request
+    scores: dict[str, tuple[Any, Any]] = {}
+    for name in names:
+        rows = encode_rows(cohorts[name], plan.study, state.statistics, plan.ones)
+        reply = handle(request, {}, rows, plan, OPEN, name, plan.rng(0, name))[1]
+        scores[name] = reply.arrays["scores"], reply.arrays["histogram"]
+    return scores
+
+
+def request_bytes(asking: Asking) -> bytes:
+    """The request as it travels: the same bytes for every site."""
+    return encode(asking.request)
+
+
+@contextmanager
+def opened(
+    folder: Folder, state: State, on_visit: Listener | None = None, wards: Mapping[str, Ward] | None = None
+) -> Iterator[Run]:
+    """A run that holds the study's lease, and lets go of everything at the end, whatever happens."""
+    os.environ.update(QUIET)
+    ledger = Ledger.open(state.ledger)
+    try:
+        ledger.acquire()
+        try:
+            run = Run(folder, state, ledger, on_visit, wards)
+            try:
+                yield run
+            finally:
+                run.close()
+        finally:
+            ledger.release()
+    finally:
+        ledger.close()
+
+
+def _digest(value: Any) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    scratch = file.with_suffix(".new")
+    scratch.write_text(json.dumps(value))
+    scratch.replace(file)

@@ -1,0 +1,399 @@
+"""MLflow as a projection of the ledger: written from it, never read to decide. Runs as a helper process: `python -m fedrounds.tasks.track`.
+
+Parent run: the lineage. One child run a round, with its registered version. One child run a site (up to 50), a step a round.
+Everything is looked up by its tags before it is made, and every point carries the ledger's time: writing a visit twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedrounds.core.errors import ServiceError
+from fedrounds.core.plan import Plan, build
+from fedrounds.core.state import RunState
+from fedrounds.ledger import Entry, Ledger
+from fedrounds.tasks.child import serve
+
+MOST_SITE_RUNS = 50
+TRUSTED = [
+    "numpy.dtype"
+]  # what skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site
+CHAMPION = "champion"
+
+
+class Projection:
+    """One ledger's projection into one MLflow store."""
+
+    def __init__(self, ledger: Ledger, mlruns: Path) -> None:
+        from mlflow import MlflowClient
+
+        self.ledger, self.artifacts = ledger, mlruns / "artifacts"
+        self.client = MlflowClient(f"sqlite:///{mlruns / 'mlflow.db'}")
+        lineage = ledger.lineage()
+        assert lineage is not None
+        self.lineage, self.study = lineage, ledger.study()
+        self.plan = build(self.study)
+        self.experiment = self._experiment()
+        self.runs = self._known_runs()
+        self.versions = self._known_versions()
+        self.points: defaultdict[str, list[Any]] = defaultdict(list)  # what a run is about -> metrics not yet written
+        self.first: dict[int, int] = {}  # round -> the visit that scored its model first
+        self.seen = 0
+        self.template = ModelFolder(self.plan)
+
+    # --- what is there already ----------------------------------------------------------------------------------------
+
+    def _experiment(self) -> str:
+        name = self.study.name
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            self.artifacts.mkdir(parents=True, exist_ok=True)
+            return self.client.create_experiment(name, artifact_location=self.artifacts.as_uri())
+        if found.lifecycle_stage != "active":
+            raise ServiceError(
+                f"expected MLflow's experiment '{name}' to be active, found it deleted: restore it in the MLflow UI"
+            )
+        return found.experiment_id
+
+    def _known_runs(self) -> dict[str, str]:
+        """What a run is about ("lineage", "round 3", "site north") -> its id."""
+        runs: dict[str, str] = {}
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                f"tags.`fedrounds.lineage` = '{self.lineage.lineage}'",
+                max_results=1000,
+                page_token=token,
+            )
+            runs |= {run.data.tags["fedrounds.about"]: run.info.run_id for run in page}
+            token = page.token
+            if not token:
+                return runs
+
+    def _known_versions(self) -> dict[int, str]:
+        """Round -> registered version."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(self.study.name, tags={"fedrounds.study": self.study.name})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = self.client.search_model_versions(
+            f"name = '{self.study.name}' and tags.`fedrounds.lineage` = '{self.lineage.lineage}'"
+        )
+        return {int(version.tags["fedrounds.round"]): version.version for version in found}
+
+    def run(self, about: str, started: float, **tags: str) -> str:
+        """The id of the run about something, made if it is not there."""
+        if about not in self.runs:
+            own = {
+                "fedrounds.lineage": self.lineage.lineage,
+                "fedrounds.about": about,
+                "fedrounds.study_digest": self.lineage.digest,
+            }
+            if about != "lineage":
+                own["mlflow.parentRunId"] = self.runs["lineage"]
+            name = (
+                f"{self.study.name} · {self.lineage.lineage[:6]}" if about == "lineage" else about.removeprefix("site ")
+            )
+            made = self.client.create_run(self.experiment, int(started * 1000), own | tags, name)
+            self.runs[about] = made.info.run_id
+        return self.runs[about]
+
+    # --- projecting ---------------------------------------------------------------------------------------------------
+
+    def project(self) -> int:
+        """Write every visit that is not yet written; returns how many."""
+        pending = self.ledger.unprojected()
+        if not pending:
+            return 0
+        self._open_lineage()
+        for entry in self.ledger.visits(after=self.seen, limit=pending[-1] - self.seen):
+            if entry.record["scored"] is not None:
+                self.first.setdefault(entry.record["scored"], entry.visit)
+            if entry.visit in pending:
+                self._visit(entry)
+            self.seen = entry.visit
+        self._flush()
+        self._aliases()
+        for visit in pending:
+            self.ledger.mark_projected(visit)
+        return len(pending)
+
+    def _open_lineage(self) -> None:
+        from mlflow.entities import Param
+
+        new = "lineage" not in self.runs
+        run = self.run("lineage", self.lineage.created)
+        if new:
+            params = [
+                Param(key, str(value)[:500])
+                for key, value in _flat(self.study.model_dump(mode="json", exclude={"features"}))
+            ]
+            self.client.log_batch(run, params=params[:100])
+            self.client.log_dict(run, self.study.model_dump(mode="json"), "study.json")
+
+    def _visit(self, entry: Entry) -> None:
+        record, when = entry.record, int(entry.committed * 1000)
+        if record["scored"] is not None and self._first_scoring(entry):
+            self._points("lineage", {**record["metrics"], **record["training"]}, when, record["scored"])
+            if record["scored"] > 0:
+                self._points(f"round {record['scored']}", record["metrics"], when, record["scored"])
+        if entry.ask == "train":
+            self._round(entry)
+        self._sites(entry, when)
+        if record["decision"]:
+            self._decision(record["scored"], record["decision"])
+
+    def _first_scoring(self, entry: Entry) -> bool:
+        """Whether no earlier visit scored the same model: a chart has a point a round."""
+        return self.first.get(entry.record["scored"]) == entry.visit
+
+    def _round(self, entry: Entry) -> None:
+        """The round's run, its parameters as an artifact and its registered version."""
+        record, about = entry.record, f"round {entry.round}"
+        new = about not in self.runs
+        tags = {
+            "fedrounds.suite_hash": entry.suite_hash,
+            "fedrounds.model_digest": entry.model,
+            "fedrounds.visit": str(entry.visit),
+        }
+        if record["excluded"]:
+            tags["fedrounds.excluded"] = json.dumps(record["excluded"], ensure_ascii=False)[:5000]
+        if record["refused"]:
+            tags["fedrounds.refused"] = json.dumps(record["refused"], ensure_ascii=False)[:5000]
+        run = self.run(about, entry.started, **tags)
+        sites = record["sites"].values()
+        self._points(
+            about,
+            {
+                "sites": len(sites),
+                "patients": sum(site["training"]["patients"] for site in sites),
+                "bytes_from_sites": sum(site["bytes_out"] for site in sites),
+                "bytes_to_sites": sum(site["bytes_in"] for site in sites),
+                "seconds": entry.committed - entry.started,
+            },
+            int(entry.committed * 1000),
+            entry.round,
+        )
+        if entry.round not in self.versions:
+            self._register(entry, run)
+        if new:
+            self.client.set_terminated(run, end_time=int(entry.committed * 1000))
+
+    def _register(self, entry: Entry, run: str) -> None:
+
+        state = self.ledger.state(entry.visit)
+        folder = self.artifacts / run / "artifacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.template.write(state, run, folder / "model")
+        _write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
+        (folder / "verdicts.json").write_text(
+            json.dumps({"excluded": entry.record["excluded"], "refused": entry.record["refused"]}, indent=2)
+        )
+        tags = {
+            "fedrounds.lineage": self.lineage.lineage,
+            "fedrounds.round": str(entry.round),
+            "fedrounds.study_digest": self.lineage.digest,
+            "fedrounds.suite_hash": entry.suite_hash,
+            "fedrounds.model_digest": entry.model,
+        }
+        version = self.client.create_model_version(
+            self.study.name,
+            source=(folder / "model").as_uri(),
+            run_id=run,
+            tags=tags,
+            description=f"Round {entry.round} of lineage {self.lineage.lineage[:6]}; model digest {entry.model[:12]}.",
+        )
+        self.versions[entry.round] = version.version
+
+    def _sites(self, entry: Entry, when: int) -> None:
+        sites: Mapping[str, Any] = entry.record["sites"]
+        if len(sites) > MOST_SITE_RUNS:
+            rows = [{"site": name, **_numbers(site)} for name, site in sites.items()]
+            table = {key: [row.get(key) for row in rows] for key in sorted({key for row in rows for key in row})}
+            self.client.log_dict(self.runs["lineage"], table, f"sites/visit_{entry.visit:05d}.json")
+            return
+        for name, site in sites.items():
+            if "metrics" in site and self._first_scoring(entry):
+                self.run(f"site {name}", self.lineage.created, **{"fedrounds.site": name})
+                self._points(f"site {name}", _numbers(site), when, entry.record["scored"])
+
+    def _decision(self, number: int, decision: Mapping[str, Any]) -> None:
+        version = self.versions[number]
+        self.client.set_model_version_tag(self.study.name, version, "fedrounds.promotion", decision["reason"])
+
+    def _aliases(self) -> str:
+        """Point `champion` where the ledger says; returns a sentence if it was moved by somebody else."""
+        promoted = [decision.round for decision in self.ledger.promotions() if decision.promoted]
+        wanted = self.versions.get(promoted[-1]) if promoted else None
+        aliases = self.client.get_registered_model(self.study.name).aliases
+        found = aliases.get(CHAMPION)
+        if wanted is None or str(found) == str(wanted):
+            return ""
+        self.client.set_registered_model_alias(self.study.name, CHAMPION, wanted)
+        ours = {str(self.versions.get(number)) for number in promoted[:-1]}
+        moved = found is not None and str(found) not in ours and self._in_lineage(str(found))
+        return (
+            f"the alias '{CHAMPION}' was found on version {found}: put back on version {wanted}, as the ledger says"
+            if moved
+            else ""
+        )
+
+    def _in_lineage(self, version: str) -> bool:
+        return version in {str(known) for known in self.versions.values()}
+
+    def _points(self, about: str, values: Mapping[str, Any], when: int, step: int) -> None:
+        from mlflow.entities import Metric
+
+        self.points[about] += [
+            Metric(key, float(value), when, step) for key, value in values.items() if value is not None
+        ]
+
+    def _flush(self) -> None:
+        for about, points in self.points.items():
+            for start in range(0, len(points), 1000):
+                self.client.log_batch(self.runs[about], metrics=points[start : start + 1000])
+        self.points.clear()
+
+    # --- the end of a run ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Plots, the note that MLflow shows beside the run, and the run's end."""
+        from fedrounds.reports.summary import note, plots
+
+        run = self.runs["lineage"]
+        entries = self.ledger.visits()
+        table = self.ledger.noted("baselines") or {}
+        folder = self.artifacts / run / "artifacts" / "plots"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, png in plots(self.study, entries, table).items():
+            (folder / f"{name}.png").write_bytes(png)
+        self.client.set_tag(run, "mlflow.note.content", note(self.study, entries, table))
+        self.client.set_terminated(run, end_time=int(entries[-1].committed * 1000))
+
+
+class ModelFolder:
+    """An MLflow model of a state: skops, a signature, an example of made-up rows, fixed requirements.
+
+    MLflow writes the first; of a later one only what differs is written anew: the model, its size, its run, its time and its own id.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.steps: Any = None
+        self.first: dict[str, bytes] = {}
+
+    def write(self, state: RunState, run: str, folder: Path) -> None:
+        """Write the state's model for a run; a half-written one of an earlier try is replaced."""
+        import skops.io
+
+        from fedrounds.core.export import pipeline, preprocessing
+
+        self.steps = self.steps or preprocessing(self.plan, state.statistics)
+        model = pipeline(self.plan, state, self.steps)
+        scratch = folder.with_name("model.new")
+        for old in (scratch, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        if not self.first:
+            self._save(model, scratch)
+            self.first = {file.name: file.read_bytes() for file in scratch.iterdir()}
+        else:
+            scratch.mkdir()
+            for name, content in self.first.items():
+                (scratch / name).write_bytes(content)
+            skops.io.dump(model, scratch / "model.skops")
+        document = yaml.safe_load(self.first["MLmodel"])
+        document |= {
+            "run_id": run,
+            "artifact_path": "model",
+            "model_uuid": uuid.uuid4().hex,
+            "model_size_bytes": sum(file.stat().st_size for file in scratch.iterdir()),
+            "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
+        }
+        (scratch / "MLmodel").write_text(yaml.safe_dump(document))
+        scratch.rename(folder)
+
+    def _save(self, model: Any, folder: Path) -> None:
+        from importlib.metadata import version
+
+        import mlflow.sklearn
+        from mlflow.models import infer_signature
+
+        from fedrounds.core.export import example
+
+        predict = "predict" if self.plan.task == "regression" else "predict_proba"
+        made_up = example(self.plan.study)
+        mlflow.sklearn.save_model(
+            model,
+            str(folder),
+            serialization_format="skops",
+            skops_trusted_types=TRUSTED,
+            signature=infer_signature(made_up, getattr(model, predict)(made_up)),
+            input_example=made_up,
+            pyfunc_predict_fn=predict,
+            pip_requirements=[f"{name}=={version(name)}" for name in ("scikit-learn", "skops", "numpy", "pandas")],
+        )
+
+
+def _write_parameters(file: Path, parts: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    np.savez(file, **parts)
+
+
+def _numbers(site: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **site.get("metrics", {}),
+        **site.get("training", {}),
+        "bytes_out": site["bytes_out"],
+        "bytes_in": site["bytes_in"],
+    }
+
+
+def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested settings as MLflow parameters: `algorithm.local.rate`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif value not in (None, "", []):
+        yield name, value
+
+
+def _warm() -> None:
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import logging
+
+    logging.disable(logging.INFO)
+    import skops.io  # noqa: F401
+
+
+_projections: dict[str, Projection] = {}
+
+
+def _handle(request: dict[str, Any]) -> dict[str, Any]:
+    key = request["ledger"]
+    if key not in _projections:
+        _projections[key] = Projection(Ledger.open(Path(key)), Path(request["mlruns"]))
+    projection = _projections[key]
+    written = projection.project()
+    if request.get("finish"):
+        projection.finish()
+    return {"written": written}
+
+
+if __name__ == "__main__":
+    serve(_handle, _warm)

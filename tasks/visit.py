@@ -1,0 +1,73 @@
+"""The round as Prefect shows it: a task is a decoration of a plain function, named after what it does, where and when.
+
+Tasks that touch rows or unprotected updates keep no result and use no cache; what they pass on lives in this process only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from fedrounds.core.errors import FedroundsError
+from fedrounds.core.round import Asking, Closed
+from fedrounds.tasks.run import Group, Run
+from fedrounds.tasks.verdict import Verdict
+from fedrounds.tasks.ward import Ward
+
+
+def _passing(_task: Any, _run: Any, state: Any) -> bool:
+    """Try again only what may pass by itself: a file share or a database that was away. Never a refusal of ours."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, FedroundsError)
+
+
+async def load_rows(ward: Ward) -> int:
+    """Read a site's table; returns its patients."""
+    return ward.load()
+
+
+async def check_gate(run: Run, ward: Ward) -> Verdict:
+    """The site's verdict: remembered while data and suite are the same, else asked of the gate's process."""
+    remembered = run.remembered(ward)
+    if remembered is not None:
+        return remembered
+    return run.judge(ward, await asyncio.wrap_future(run.ask_gate(ward)))
+
+
+async def encode_rows(ward: Ward, run: Run) -> None:
+    """Encode a site's rows by the study's frozen statistics."""
+    ward.preprocess(run.state.statistics)
+
+
+async def answer(group: Group, request: bytes, round: int) -> list[bytes]:
+    """Carry a request to sites, and their replies back; `round` names the task."""
+    del round
+    return [ward.answer(request) for ward in group.wards]
+
+
+async def close(run: Run, asking: Asking, replies: list[bytes], round: int) -> Asking | Closed:
+    """Check, combine, step, commit to the ledger."""
+    del round
+    return run.aggregate(asking, replies)
+
+
+async def follow(run: Run, round: int) -> None:
+    """Hand the visit to MLflow's projector."""
+    del round
+    run.track()
+
+
+SITE: dict[str, Any] = {"retries": 2, "retry_delay_seconds": 1, "retry_condition_fn": _passing}
+PRIVATE: dict[str, Any] = {"persist_result": False, "cache_policy": NO_CACHE}
+
+load = task(load_rows, name="load", task_run_name="load · {ward.name}", **SITE, **PRIVATE)
+gate = task(check_gate, name="gate", task_run_name="gate · {ward.name}", **SITE, **PRIVATE)
+preprocess = task(encode_rows, name="preprocess", task_run_name="preprocess · {ward.name}", **SITE, **PRIVATE)
+statistics = task(answer, name="statistics", task_run_name="statistics · {group.label}", **SITE, **PRIVATE)
+fit = task(answer, name="fit", task_run_name="fit · {group.label} · round {round}", **SITE, **PRIVATE)
+score = task(answer, name="score", task_run_name="score · {group.label} · round {round}", **SITE, **PRIVATE)
+aggregate = task(close, name="aggregate", task_run_name="aggregate · round {round}", **PRIVATE)
+track = task(follow, name="track", task_run_name="track · round {round}", **PRIVATE)
