@@ -9,11 +9,16 @@ from fedrounds.core.algorithm import SiteState, Sums
 from fedrounds.core.messages import Reply, Request
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
+from fedrounds.core.privacy.disclosure import withhold
 from fedrounds.core.study import Frozen
 
 
 class Policy(Frozen):
-    """What a hospital allows. `finest_bins`: score histograms no finer than this may leave (a run in one process lifts it)."""
+    """What a hospital allows.
+
+    `minimum_patients`: below it nothing about a group of patients leaves, be it the cohort, a level or the validation rows.
+    `finest_bins`: score histograms no finer than this may leave (a run in one process lifts it).
+    """
 
     minimum_patients: int = Field(default=10, ge=1)
     finest_bins: int = Field(default=50, ge=2)
@@ -45,7 +50,7 @@ def handle(
         with np.errstate(all="ignore"):  # what overflows is seen below
             after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
         if all(np.isfinite(array).all() for array in sums.values()):
-            state = after
+            state, sums = after, withhold(sums, policy.minimum_patients)
         else:
             refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
     return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)

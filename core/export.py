@@ -46,8 +46,9 @@ def preprocessing(plan: Plan, statistics: Statistics) -> list[tuple[str, Any]]:
         steps.append((" ".join(names), _encoder(plan.study.features[block[0]]), block))
     columns = ColumnTransformer(steps, verbose_feature_names_out=False)
     columns.fit(example(plan.study, rows=2))  # fits copies of the steps: what they fill with is set afterwards
-    for (_, fitted, _), block in zip(columns.transformers_, blocks, strict=True):
-        _set_fill(fitted, plan.study.features[block[0]], statistics["impute"][block])
+    fitted: list[tuple[str, Any, Any]] = columns.transformers_
+    for (_, made, _), block in zip(fitted, blocks, strict=True):
+        _set_fill(made, plan.study.features[block[0]], statistics["impute"][block])
     scaler = StandardScaler().fit(np.zeros((2, len(plan.columns))))
     scaler.mean_, scaler.scale_ = statistics["center"], statistics["scale"]
     scaler.var_ = scaler.scale_**2
@@ -99,15 +100,17 @@ def _encoder(feature: Feature) -> Any:
     levels = _levels(feature)
     last = len(levels) + len(codes)  # levels, then missing codes, then every other value
     unseen = last + 1 if feature.encode == "one_hot" else np.nan
+    listed: Any = [[*levels, *codes, np.nan]]  # scikit-learn's stubs know only "auto"
     order = OrdinalEncoder(
-        categories=[[*levels, *codes, np.nan]],
+        categories=listed,
         handle_unknown="use_encoded_value",
         unknown_value=unseen,
         encoded_missing_value=np.nan,
     )
     known = np.arange(float(len(levels)))
-    kept = known[1:] if feature.encode == "drop_first" else np.append(known, float(unseen))
-    spread = OneHotEncoder(categories=[kept], handle_unknown="ignore", sparse_output=False)
+    kept: Any = known[1:] if feature.encode == "drop_first" else np.append(known, float(unseen))
+    columns: Any = [kept]
+    spread = OneHotEncoder(categories=columns, handle_unknown="ignore", sparse_output=False)
     return Pipeline([("level", order), *_fill(list(range(len(levels), last))), ("spread", spread)])
 
 

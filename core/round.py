@@ -64,10 +64,12 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
     """
     refused = dict(asking.refused)
     algorithm = plan.algorithms[asking.request.ask]
-    folded: Folded = algorithm.fold(asking.state, _accepted(asking, plan, replies, refused))
-    taking_part = tuple(site for site in asking.sites if site not in refused)
-    if folded.state.exchange:
-        return _ask(folded.state, plan, asking.request.ask, taking_part, asking.quorum, refused)
+    answered: list[str] = []
+    folded: Folded = algorithm.fold(asking.state, _accepted(asking, plan, replies, answered, refused))
+    if (
+        folded.state.exchange
+    ):  # a site that missed an exchange takes no part in the round's next: sums are over the same sites
+        return _ask(folded.state, plan, asking.request.ask, tuple(answered), asking.quorum, refused)
     return Closed(
         folded.state,
         asking.request.ask,
@@ -89,11 +91,14 @@ def _ask(
 
 
 def _accepted(
-    asking: Asking, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]
+    asking: Asking, plan: Plan, replies: Iterable[Reply], answered: list[str], refused: dict[str, str]
 ) -> Iterator[tuple[str, Sums]]:
-    """The sums of each reply that keeps to the request; refusals are noted. Raises QuorumError at the end if too few are left."""
+    """The sums of each reply that keeps to the request; who answered and who refused is noted in the last two.
+
+    Raises QuorumError at the end if too few are left.
+    """
     shapes = plan.algorithms[asking.request.ask].shapes(asking.request.exchange)
-    accepted, last = 0, ""
+    last = ""
     for reply in replies:
         check(reply, asking.request, asking.sites, shapes)
         if reply.site <= last:
@@ -102,14 +107,14 @@ def _accepted(
         if reply.refusal:
             refused[reply.site] = reply.refusal
             continue
-        accepted += 1
+        answered.append(reply.site)
         yield reply.site, reply.arrays
-    if accepted < asking.quorum:
+    if len(answered) < asking.quorum:
         reasons = (
             "; ".join(f"{site}: {reason}" for site, reason in sorted(refused.items())) or "the others did not answer"
         )
         raise QuorumError(
-            f"expected answers of at least {asking.quorum} sites, found {accepted} of {len(asking.sites)} ({reasons})"
+            f"expected answers of at least {asking.quorum} sites, found {len(answered)} of {len(asking.sites)} ({reasons})"
         )
 
 

@@ -1,0 +1,43 @@
+# Two commands do everything: `make run` and `make test`. The rest is for developers.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint types bench soak lock clean
+
+run: $(VENV)/ready ## the first study: real patients, simulated hospitals
+	$(BIN)/fedrounds run studies/diabetes --fresh
+
+test: $(VENV)/ready ## the whole suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/pyright
+
+bench: $(VENV)/ready ## speed, as ratios; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/bench.py
+
+soak: $(VENV)/ready ## the long tests in full; writes docs/soak.md
+	$(BIN)/python benchmarks/soak.py
+
+lock: ## resolve pyproject.toml anew into requirements.lock
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet ".[dev]"
+	$(VENV)-lock/bin/python -m pip freeze --exclude fedrounds | grep -E '^[A-Za-z0-9._-]+==' | sort -f > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "expected Python 3.11 to 3.13, found %d.%d: set PYTHON=python3.12, say" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	mkdir -p $(VENV)/view/fedrounds && ln -sfn ../../../core $(VENV)/view/fedrounds/core
+	touch $@

@@ -1,0 +1,29 @@
+"""Small counts stay at the site: the one place where a reply's sums are thinned before they leave."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedrounds.core.algorithm import Sums
+from fedrounds.core.params import Array
+
+
+def withhold(sums: Sums, minimum: int) -> Sums:
+    """The sums without what is about fewer than `minimum` patients.
+
+    Guarantees:
+        * a feature that fewer than `minimum` patients have a value of leaves as if none had (its sum would be theirs);
+        * a level that fewer than `minimum` patients have leaves as 0;
+        * scores of fewer than `minimum` validation rows, and their histogram, leave as of no rows.
+
+    Updates and their training loss are not thinned: a site below its minimum cohort sends none at all.
+    """
+    thinned: dict[str, Array] = dict(sums)
+    if "observed" in sums:
+        few = sums["observed"] < minimum
+        thinned["observed"], thinned["sum"] = np.where(few, 0.0, sums["observed"]), np.where(few, 0.0, sums["sum"])
+        thinned["levels"] = np.where(sums["levels"] < minimum, 0.0, sums["levels"])
+    for scores, histogram in (("scores", "histogram"), ("champion_scores", "champion_histogram")):
+        if scores in sums and sums[scores][0] < minimum:
+            thinned[scores], thinned[histogram] = np.zeros_like(sums[scores]), np.zeros_like(sums[histogram])
+    return thinned
