@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import shutil
 from pathlib import Path
 
@@ -28,8 +27,6 @@ def init(directory: Path, as_json: bool) -> int:
         (directory / "data").mkdir(exist_ok=True)
         for site, text in toy(seed=1).items():
             (directory / "data" / f"{site}.csv").write_text(text)
-        for site in (directory / "sites").glob("*.toml"):
-            site.write_text(site.read_text().replace("SPLIT_KEY", secrets.token_hex(16)))
         (directory / "mlruns").mkdir(exist_ok=True)
         (directory / "mlruns" / ".gitignore").write_text("*\n!.gitignore\n")
     except OSError as error:

@@ -122,7 +122,7 @@ def _flow(
         if server is not None:
             server.wait()
         at_hand.set(run)
-        asyncio.run(study(folder.study.name, str(folder.path), more=more))
+        asyncio.run(study(str(folder.path), more=more))
         run.ledger.note("finished", run.visit)
         if server is not None:
             server.drain(run.flow_run, run.tasks)

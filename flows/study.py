@@ -32,10 +32,13 @@ at_hand: ContextVar[Run | None] = ContextVar("at_hand", default=None)
 """A run that the caller has opened already (the command line has, to be quick); a worker's flow opens its own."""
 
 
-@flow(name="study", flow_run_name="{study}", persist_result=False, validate_parameters=False)
-async def study(study: str, folder: str, data: str | None = None, state: str | None = None, more: int = 0) -> None:
+def _name() -> str:
+    return Path(flow_run.parameters["folder"]).resolve().name
+
+
+@flow(name="study", flow_run_name=_name, persist_result=False, validate_parameters=False)
+async def study(folder: str, data: str | None = None, state: str | None = None, more: int = 0) -> None:
     """Bring the study in `folder` to its rounds, or `more` rounds further."""
-    del study  # the name of the flow run
     run = at_hand.get()
     if run is not None:
         await rounds(run, more)
@@ -55,7 +58,7 @@ async def rounds(run: Run, more: int) -> None:
         await visit(run, "statistics", tasks.statistics)
     for name in run.taking_part:
         await do(run, tasks.preprocess, run.wards[name], run)
-    run.target = run.state.round + more if more else run.target
+    run.aim(more)
     while run.state.round < run.target:
         await visit(run, "train", tasks.fit)
     if not run.scored:

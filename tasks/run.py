@@ -171,6 +171,13 @@ class Run:
 
     # --- visits -------------------------------------------------------------------------------------------------------
 
+    def aim(self, more: int) -> None:
+        """Set the round to go to: the study's, or `more` further; a `more` that died on its way is taken up, not begun anew."""
+        if more:
+            before = self.ledger.noted("aim") or 0
+            self.target = before if before > self.state.round else self.state.round + more
+            self.ledger.note("aim", self.target)
+
     def open(self, ask: Ask) -> Asking:
         self.started = time.time()
         quorum = self.folder.operations.quorum_of(len(self.wards))
