@@ -28,7 +28,7 @@ lock: ## resolve pyproject.toml anew into requirements.lock
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet ".[dev]"
-	$(VENV)-lock/bin/python -m pip freeze --exclude fedrounds | grep -E '^[A-Za-z0-9._-]+==' | sort -f > requirements.lock
+	$(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude fedrounds | grep -E '^[A-Za-z0-9._-]+==' | sort -f > requirements.lock
 	rm -rf $(VENV)-lock
 
 clean:

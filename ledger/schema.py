@@ -3,7 +3,7 @@
 Rows of visits, failures, promotions, verdicts and operations are only ever added. What changes in time (the lease, notes, flow runs)
 has its own table, so that a visit's state, the one large column, is written once: SQLite rewrites a whole row to change a bit of it.
 
-To change a table: raise VERSION and teach `Ledger` to bring the version before it up to date.
+To change a table: raise VERSION and teach `Database` to bring the version before it up to date.
 """
 
 from __future__ import annotations

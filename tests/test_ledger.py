@@ -24,8 +24,7 @@ from fedrounds.core.errors import StateError
 from fedrounds.core.operations import Operations
 from fedrounds.core.state import Champion, RunState, dump
 from fedrounds.core.study import Study
-from fedrounds.ledger import Decision, Ledger, Verdict, Visit, schema
-from fedrounds.ledger import ledger as inside
+from fedrounds.ledger import Decision, Ledger, Verdict, Visit, lease, schema, sqlite
 
 STUDY = Study.model_validate(
     {
@@ -142,6 +141,14 @@ def test_a_round_may_be_scored_more_than_once(ledger):
         ledger.commit(after, visit(number, ask))
     assert [(entry.round, entry.ask) for entry in ledger.visits()][1:3] == [(1, "score"), (1, "score")]
     assert ledger.head().state.round == 2
+
+
+def test_the_protocol_comes_back_as_it_was_begun(path):
+    with Ledger.open(path) as fresh:
+        with pytest.raises(StateError, match="found none yet"):
+            fresh.study()
+        fresh.begin(STUDY)
+        assert fresh.study() == STUDY
 
 
 def test_the_lineage_is_made_once(path, ledger):
@@ -325,16 +332,16 @@ def test_a_new_file_that_others_hold_is_waited_for(path, monkeypatch):
     path.parent.mkdir()
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        monkeypatch.setattr(inside, "BUSY_S", 0.1)
+        monkeypatch.setattr(sqlite, "BUSY_S", 0.1)
         assert "locked" in refusal(Ledger.open, path)
-        monkeypatch.setattr(inside, "BUSY_S", 10)
+        monkeypatch.setattr(sqlite, "BUSY_S", 10)
         release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
         release.start()
         Ledger.open(path).close()
         release.join()
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN IMMEDIATE")  # stops the change to a write-ahead log, which SQLite does not wait for
-        monkeypatch.setattr(inside, "BUSY_S", 0.1)
+        monkeypatch.setattr(sqlite, "BUSY_S", 0.1)
         assert "locked" in refusal(Ledger.open, path)
 
 
@@ -350,7 +357,7 @@ def test_a_living_runner_keeps_the_study_and_a_killed_one_does_not(path, ledger)
         assert f"pid {runner.pid} " in refusal(ledger.acquire)
         os.kill(runner.pid, signal.SIGKILL)
         deadline = time.monotonic() + 5
-        while inside._born(runner.pid):
+        while lease.born(runner.pid):
             assert time.monotonic() < deadline
         ledger.acquire()  # its parent, this test, has not waited for it yet: a zombie is dead
     finally:
@@ -406,19 +413,19 @@ def test_a_process_has_a_birth_and_its_absence_has_none(monkeypatch):
         exists = Path.exists
         for proc in (True, False):  # without /proc, `ps` tells
             monkeypatch.setattr(Path, "exists", lambda self, proc=proc: proc and exists(self))
-            assert inside._born(sleeper.pid)
-            assert inside._born(sleeper.pid) == inside._born(sleeper.pid)
+            assert lease.born(sleeper.pid)
+            assert lease.born(sleeper.pid) == lease.born(sleeper.pid)
         sleeper.kill()
         os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet collected
         for proc in (True, False):
             monkeypatch.setattr(Path, "exists", lambda self, proc=proc: proc and exists(self))
-            assert inside._born(sleeper.pid) == ""
+            assert lease.born(sleeper.pid) == ""
     finally:
         sleeper.kill()
         sleeper.wait()
-    assert inside._born(sleeper.pid) == ""
+    assert lease.born(sleeper.pid) == ""
     monkeypatch.setattr(Path, "exists", lambda self: True)
-    assert inside._born(sleeper.pid) == ""
+    assert lease.born(sleeper.pid) == ""
 
 
 # --- what is not a ledger ---------------------------------------------------------------------------------------------

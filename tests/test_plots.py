@@ -10,7 +10,7 @@ from itertools import combinations
 
 import pytest
 
-from fedrounds.reports import plots
+from fedrounds.reports import calibration, card, plots, rounds
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = {"study": "uci-heart", "metric_name": "AUC (0 to 1)"}
@@ -75,7 +75,7 @@ def figures(monkeypatch):
     """The figures behind the bytes, each with the texts that were really drawn."""
     from matplotlib.backends.backend_agg import RendererAgg
 
-    kept, png, draw_text = [], plots._png, RendererAgg.draw_text
+    kept, png, draw_text = [], card.png, RendererAgg.draw_text
 
     def keep(fig):
         fig.drawn = []
@@ -86,7 +86,7 @@ def figures(monkeypatch):
         kept[-1].drawn.append(mtext)
         draw_text(self, *args, mtext=mtext, **rest)
 
-    monkeypatch.setattr(plots, "_png", keep)
+    monkeypatch.setattr(card, "png", keep)
     monkeypatch.setattr(RendererAgg, "draw_text", note)
     return kept
 
@@ -176,15 +176,15 @@ def test_a_name_with_dollars_is_a_name_and_not_a_formula(figures):
 
 
 def test_the_wilson_interval_of_five_of_ten():
-    low, high = plots._wilson(0.5, 10)
+    low, high = calibration._wilson(0.5, 10)
     assert low == pytest.approx(0.2366, abs=1e-4)
     assert high == pytest.approx(0.7634, abs=1e-4)
 
 
 def test_labels_are_spread_in_order_and_stay_inside():
-    assert plots._spread([0.5, 0.5, 0.5], 0.25) == [0.5, 0.75, 1.0]
-    assert plots._spread([1.0, 0.9], 0.25) == [1.0, 0.75]
-    assert plots._spread([0.1, 0.9], 0.25) == [0.1, 0.9]
+    assert rounds._spread([0.5, 0.5, 0.5], 0.25) == [0.5, 0.75, 1.0]
+    assert rounds._spread([1.0, 0.9], 0.25) == [1.0, 0.75]
+    assert rounds._spread([0.1, 0.9], 0.25) == [0.1, 0.9]
 
 
 def test_series_of_unequal_length_are_refused_by_name():

@@ -1,0 +1,96 @@
+"""What goes into a ledger and comes out of it: plain values, which know of no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedrounds.core.state import RunState
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One protocol's life in one ledger: MLflow's parent run."""
+
+    name: str
+    digest: str
+    lineage: str  # random
+    created: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a site's gate said of its data. `verdict` holds only what may leave a site; `since` is the visit that it was given on."""
+
+    passed: bool
+    verdict: Mapping[str, Any]
+    since: int = 0  # set by the ledger
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the model of `round` became champion, and why."""
+
+    round: int
+    promoted: bool
+    reason: str
+    model: str
+    visit: int = 0  # set by the ledger
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A visit to the sites that closed, to be committed.
+
+    `round` is the training round that it closes, 0 for statistics, and the round that was scored for a closing `score`. Numbers in
+    `record` are finite; None says undefined. `verdicts` are the new ones: a site that is not named keeps its last.
+    """
+
+    round: int
+    ask: str
+    base: str  # digest of the model that came in
+    state: RunState  # after the visit
+    record: Mapping[str, Any]
+    suite_hash: str
+    operations_version: int
+    started: float
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    promotions: Sequence[Decision] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A committed visit, without its state."""
+
+    visit: int
+    round: int
+    ask: str
+    base: str
+    model: str  # digest of the model after the visit
+    suite_hash: str
+    operations_version: int
+    started: float
+    committed: float
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A try that did not close: the `attempt`th at `visit`."""
+
+    visit: int
+    attempt: int
+    round: int
+    ask: str
+    reason: str
+    started: float
+    failed: float
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where the study stands."""
+
+    visit: int
+    state: RunState
