@@ -17,7 +17,7 @@ def check(directory: Path, data: Path | None, state: Path | None, gate: bool, as
     """Validate files, data contracts and cohorts; with `gate`, run the suites too. Exit code 12 if a gate fails."""
     folder, place = opened(directory, data, state)
     wards = loaded(folder)
-    compatible(folder, place, fresh=True)
+    anew = compatible(folder, place, fresh=True)
     verdicts = _gate(folder) if gate else {}
     sites = [
         {
@@ -34,12 +34,18 @@ def check(directory: Path, data: Path | None, state: Path | None, gate: bool, as
         digest = folder.study.digest
         print(
             json.dumps(
-                {"study": folder.study.name, "digest": digest, "sites": sites, "failed_gates": failed},
+                {
+                    "study": folder.study.name,
+                    "digest": digest,
+                    "sites": sites,
+                    "failed_gates": failed,
+                    "needs_fresh": anew,
+                },
                 ensure_ascii=False,
             )
         )
     else:
-        _print(folder, sites, gate)
+        _print(folder, sites, gate, failed, anew)
     return 12 if failed else 0
 
 
@@ -54,7 +60,7 @@ def _gate(folder: Folder) -> dict[str, tuple[bool, str]]:
     return {name: (verdict.passed, line(verdict)) for name, verdict in verdicts.items()}
 
 
-def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool) -> None:
+def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool, failed: list[str], anew: bool) -> None:
     study = folder.study
     algorithm = study.algorithm.preset or "own algorithm"
     print(f"{study.name}: {len(study.features)} features, {study.model.kind}, {algorithm}, digest {study.digest[:12]}")
@@ -67,4 +73,10 @@ def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool) -> None:
             site.get("gate", ""),
         ]
         print(f"  {site['site']}: " + "; ".join(part for part in parts if part))
-    print("ready to run" + ("" if gate else " (`--gate` runs the suites too)"))
+    if anew:
+        print("the protocol is another than the one that ran here: `fedrounds run --fresh` starts its own lineage")
+    if failed:
+        what = {"exclude": "would sit out", "halt": "would halt the run", "warn": "would take part all the same"}
+        print(f"gate failed at {', '.join(failed)}, which {what[folder.operations.gate.policy]}: mend the data there")
+    else:
+        print("ready to run" + ("" if gate else " (`--gate` runs the suites too)"))

@@ -16,10 +16,12 @@ NAME = "readmission"
 def init(directory: Path, as_json: bool) -> int:
     """Write the template and four toy hospitals into a new or empty folder."""
     from fedrounds.cli.template_data import toy
+    from fedrounds.tasks.folder import RESERVED
 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise StateError(f"expected a new or empty folder, found {directory} in use: choose another name")
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", directory.resolve().name).strip("-._") or NAME
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", directory.resolve().name).strip("-._")[:63] or NAME
+    name = NAME if name.lower() in RESERVED else name
     try:
         shutil.copytree(TEMPLATE, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         study = directory / "study.toml"

@@ -4,39 +4,76 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
+
+from fedrounds.core.errors import FedroundsError
 
 INTERRUPTED = 130
 
 
+class UsageError(FedroundsError):
+    """The command line itself says something it cannot mean."""
+
+    exit_code = 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. An error that a person can act on is one line, anything else is a bug."""
-    arguments = _parser().parse_args(argv)
-    if arguments.command is None:
-        _parser().print_help()
-        return 2
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
+        arguments = _parser().parse_args(words)
+        if arguments.command is None:
+            _parser().print_help()
+            return UsageError.exit_code
         return _run(arguments)
-    except KeyboardInterrupt:
-        print(
-            "stopped. Nothing is lost: run the same command again to go on from the last closed round.", file=sys.stderr
-        )
-        return INTERRUPTED
-    except Exception as error:
-        from fedrounds.core.errors import FedroundsError
-
+    except BaseException as error:
+        if _interrupted(error):
+            safe = ": nothing is lost, `fedrounds run` goes on from the last closed round" if "run" in words[:1] else ""
+            return _say("Stopped", f"stopped{safe}", INTERRUPTED, "--json" in words)
         if not isinstance(error, FedroundsError):
             raise
-        if arguments.json:
-            print(
-                json.dumps(
-                    {"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}
-                )
-            )
-        print(f"fedrounds: {error}", file=sys.stderr)
-        return error.exit_code
+        return _say(type(error).__name__, str(error), error.exit_code, "--json" in words)
+
+
+def program() -> NoReturn:
+    """The console entry: `main`, and then out at once. All is closed by then, and tearing down big libraries takes a second."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without dots and dashes still gets its table
+    try:
+        code = main()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:  # `fedrounds status DIR | head -1`
+        code = 0
+    os._exit(code)
+
+
+def _say(kind: str, message: str, code: int, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, ensure_ascii=False))
+    print(f"fedrounds: {message}", file=sys.stderr)
+    return code
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether a signal is behind it: a library that is interrupted while it sets something up may stumble over what is missing."""
+    while error is not None:
+        if type(error).__name__ in ("KeyboardInterrupt", "TerminationSignal"):  # ours; Prefect's, while its flow runs
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    """Stop where we are. asyncio would rather cancel the flow when it next waits, which is at its end: Prefect's tasks do not wait."""
+    raise KeyboardInterrupt
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -63,8 +100,13 @@ def _run(arguments: argparse.Namespace) -> int:
             return ui(arguments.dir, arguments.state, arguments.mlflow_port, arguments.prefect_port, arguments.json)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: see `{self.prog} --help`")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fedrounds",
         description="Federated learning for hospitals: patient rows stay, models travel.",
         epilog="Start with `fedrounds init my-study`, then `fedrounds run my-study` and `fedrounds ui my-study`.",
@@ -99,18 +141,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of rounds above 0, found {number}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of rounds above 0, found {text!r}")
+    return int(text)
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 65536:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, found {number}")
-    return number
+    if not text.isdecimal() or int(text) >= 65536:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, found {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

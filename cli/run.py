@@ -6,9 +6,8 @@ import asyncio
 import logging
 import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -16,6 +15,9 @@ from typing import TYPE_CHECKING, TextIO
 from fedrounds.cli.study import loaded, opened
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
+    from fedrounds.tasks.clock import Clock
     from fedrounds.tasks.folder import Folder, State
     from fedrounds.tasks.prefect_server import PrefectServer
     from fedrounds.tasks.run import Run
@@ -24,19 +26,22 @@ if TYPE_CHECKING:
 
 def run(directory: Path, data: Path | None, state: Path | None, more: int, fresh: bool, as_json: bool) -> int:
     """Bring the study to its rounds, or `more` further."""
+    from fedrounds.tasks.clock import Clock
     from fedrounds.tasks.folder import prepare
 
-    began = time.time()
+    clock = Clock()
     folder, place = opened(directory, data, state)
     if not fresh and not more and done(folder, place):
         return _say_done(folder, place, as_json)
     wards = loaded(folder)
     compatible(folder, place, fresh)
+    if fresh:
+        unless_running(place)
     prepare(place, fresh)
-    _carry_out(folder, place, wards, more, as_json)
+    _carry_out(folder, place, wards, more, as_json, clock)
     from fedrounds.cli.status import show
 
-    return show(folder, place, as_json, seconds=time.time() - began)
+    return show(folder, place, as_json, timings=clock.spent())
 
 
 def done(folder: Folder, place: State) -> bool:
@@ -57,49 +62,71 @@ def _say_done(folder: Folder, place: State, as_json: bool) -> int:
     from fedrounds.cli.status import show
 
     if not as_json:
-        print(
-            f"{folder.study.name} is at its {folder.operations.rounds} rounds already; `--more N` goes on, `--fresh` starts anew."
-        )
+        rounds = folder.operations.rounds
+        print(f"Nothing to do: operations.toml asks for {rounds} rounds. `--more N` goes on, `--fresh` starts anew.")
     return show(folder, place, as_json)
 
 
-def compatible(folder: Folder, place: State, fresh: bool) -> None:
-    """Refuse to go on, or to start a lineage of the same name, with another protocol or dictionary. Writes nothing."""
+def compatible(folder: Folder, place: State, fresh: bool) -> bool:
+    """Refuse to go on, or to start a lineage of the same name, with another protocol or dictionary. Writes nothing.
+
+    Returns whether the protocol is another one than that which ran, so that only a fresh start will do.
+    """
     from fedrounds.core.errors import StudyError
     from fedrounds.ledger import Ledger
 
     if not place.ledger.exists():
-        return
+        return False
     with Ledger.open(place.ledger) as ledger:
         if ledger.lineage() is None:
-            return
+            return False
         before = ledger.study()
     old = [(feature.name, feature.type) for feature in before.features]
     new = [(feature.name, feature.type) for feature in folder.study.features]
     if before.target.column != folder.study.target.column or old != new:
         raise StudyError(
             f"expected the dictionary that '{before.name}' is registered with ({len(old)} features, target '{before.target.column}'),"
-            f" found another one: give the study a new name"
+            f" found another one in study.toml: give the study a new `name`"
         )
-    if not fresh and before.digest != folder.study.digest:
+    changed = before.digest != folder.study.digest
+    if changed and not fresh:
         raise StudyError(
-            f"expected protocol {before.digest[:12]} of '{before.name}', found {folder.study.digest[:12]}: --fresh starts a new lineage"
+            f"expected study.toml as it ran (protocol {before.digest[:12]}), found {folder.study.digest[:12]}:"
+            f" undo the change, or start a new lineage with --fresh"
         )
+    return changed
 
 
-def _carry_out(folder: Folder, place: State, wards: Mapping[str, Ward], more: int, as_json: bool) -> None:
+def unless_running(place: State) -> None:
+    """Raise StateError while another runner works on the study: its folder must not be set aside under its feet."""
+    from fedrounds.ledger import Ledger
+
+    if place.ledger.exists():
+        with Ledger.open(place.ledger) as ledger:
+            ledger.acquire()
+            ledger.release()
+
+
+def _carry_out(folder: Folder, place: State, wards: Mapping[str, Ward], more: int, as_json: bool, clock: Clock) -> None:
     """Run the flow on a Prefect server: ours, or the one at PREFECT_API_URL."""
     from fedrounds.tasks.prefect_server import PrefectServer, settings
 
     theirs = os.environ.get("PREFECT_API_URL")
     server = None if theirs else PrefectServer(place.prefect_home, place.log, templates=place.mlruns / ".cache")
     try:
-        os.environ.update(settings(place.prefect_home, theirs or server.api_url))
-        with quiet(place.log) as terminal, progress(folder, terminal, as_json) as on_visit:
-            _flow(folder, place, wards, more, server, on_visit)
+        with (
+            surroundings(settings(place.prefect_home, theirs or server.api_url)),
+            quiet(place.log) as terminal,
+            progress(folder, terminal, as_json) as on_visit,
+        ):
+            try:
+                _flow(folder, place, wards, more, server, on_visit, clock)
+            finally:
+                _flush_prefect()
     finally:
         if server is not None:
-            server.stop()
+            with clock("Prefect"):
+                server.stop()
 
 
 def _flow(
@@ -109,23 +136,44 @@ def _flow(
     more: int,
     server: PrefectServer | None,
     on_visit: Callable[[Run], None],
+    clock: Clock,
 ) -> None:
     from fedrounds.tasks.run import opened as opened_run
 
-    with opened_run(folder, place, on_visit, wards) as run:
+    with opened_run(folder, place, on_visit, wards, clock) as run, clock("Prefect"):
         run.warm_up()
-        from fedrounds.flows.study import at_hand, study
+        from fedrounds.flows.study import carry
 
         logging.getLogger("EventsWorker").setLevel(
             logging.ERROR
         )  # it counts what it still has to send, on the terminal
         if server is not None:
             server.wait()
-        at_hand.set(run)
-        asyncio.run(study(str(folder.path), more=more))
-        run.ledger.note("finished", run.visit)
+        asyncio.run(carry(run, more))
         if server is not None:
             server.drain(run.flow_run, run.tasks)
+
+
+def _flush_prefect() -> None:
+    """Let Prefect send what it still holds while its server is there; later it would complain on the terminal."""
+    for module, worker in (("prefect.logging.handlers", "APILogWorker"), ("prefect.events.worker", "EventsWorker")):
+        if module in sys.modules:
+            getattr(sys.modules[module], worker).drain_all(timeout=2)
+
+
+@contextmanager
+def surroundings(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that are as they were afterwards."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -133,7 +181,7 @@ def quiet(log: Path) -> Iterator[TextIO]:
     """What libraries print goes to the study's log; yields the terminal (standard error), which only we write to."""
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal = os.fdopen(os.dup(2), "w")
+    terminal = os.fdopen(os.dup(2), "w", errors="replace")
     saved = os.dup(1), os.dup(2)
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -153,36 +201,38 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def progress(folder: Folder, terminal: TextIO, as_json: bool) -> Iterator[Callable[[Run], None]]:
-    """A live bar: rounds, sites, loss, seconds left. Yields what to call after each closed visit."""
-    if as_json:
+    """A live bar on a terminal: rounds, sites, loss, seconds left. Yields what to call after each closed visit."""
+    if as_json or not terminal.isatty():
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
     from fedrounds.core.evaluate import LOSS
 
     loss = LOSS[folder.study.target.kind]
     label = loss.replace("_", "-")
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn("rounds · {task.fields[sites]} sites · {task.fields[loss]} ·"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=Console(file=terminal)) as bar:
-        task = bar.add_task(
-            folder.study.name,
-            total=folder.operations.rounds,
-            sites=len(folder.sites),
-            loss="starting Prefect, MLflow, gate",
-        )
+    with Progress(*_columns(), console=Console(file=terminal)) as bar:
+        task = bar.add_task(folder.study.name, total=folder.operations.rounds, sites=len(folder.sites), loss="starting")
 
         def on_visit(run: Run) -> None:
             value = run.last["metrics"].get(loss)
-            said = "agreeing on statistics" if value is None else f"{label} {value:.4f}"
+            said = "statistics" if value is None else f"{label} {value:.4f}"
             bar.update(task, completed=run.state.round, total=run.target, sites=len(run.last["sites"]), loss=said)
 
         yield on_visit
+
+
+def _columns() -> Sequence[ProgressColumn]:
+    """One line of an 80-column terminal, whatever the study's name."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    return (
+        TextColumn("[bold]{task.description}", table_column=Column(max_width=12, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=None, table_column=Column(min_width=4, max_width=28, ratio=1)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("rounds · {task.fields[sites]} sites · {task.fields[loss]} ·", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedrounds.cli.study import opened
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fedrounds.tasks.folder import Folder, State
 
 
@@ -24,8 +27,8 @@ def status(directory: Path, state: Path | None, as_json: bool) -> int:
     return show(folder, place, as_json)
 
 
-def show(folder: Folder, place: State, as_json: bool, seconds: float | None = None) -> int:
-    """Print the study's table and where to look next, from the ledger."""
+def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, float] | None = None) -> int:
+    """Print the study's table and where to look next, from the ledger; `timings`: where the run's seconds went."""
     from dataclasses import asdict
 
     from fedrounds.ledger import Ledger
@@ -36,6 +39,7 @@ def show(folder: Folder, place: State, as_json: bool, seconds: float | None = No
     table = lines(folder.study, visits, baselines)
     record = last_scores(visits) or {}
     number = max((visit.round for visit in visits), default=0)
+    seconds = sum(timings.values()) if timings else None
     if as_json:
         document = {
             "study": folder.study.name,
@@ -52,6 +56,7 @@ def show(folder: Folder, place: State, as_json: bool, seconds: float | None = No
             else None,
             "state": str(place.own),
             "seconds": seconds,
+            "timings": timings,
         }
         print(json.dumps(document, ensure_ascii=False))
         return 0
@@ -63,37 +68,59 @@ def _print(
     folder: Folder, table: list[Any], record: Any, number: int, visits: Any, failures: Any, seconds: float | None
 ) -> None:
     from rich.console import Console
+
+    study = folder.study
+    console = Console(highlight=False)
+
+    def say(text: str, style: str = "") -> None:  # into a file or a pipe a sentence goes unbroken
+        console.print(text, style=style or None, markup=False, soft_wrap=not console.is_terminal)
+
+    took = f" in {seconds:.1f} s" if seconds else ""
+    say(f"{study.title or study.name} · {_rounds(number, folder.operations.rounds)}{took}", "bold")
+    if study.note:
+        say(study.note)
+    console.print(_drawn(folder, table))
+    for line in table:
+        if line.gate and line.gate != "passed":
+            say(f"{_gate_word(line.gate)}: {line.site} — {line.gate.removeprefix('refused: ')}", "yellow")
+    if "auc_error" in record.get("metrics", {}):
+        error = record["metrics"]["auc_error"]
+        exact = f"±{error:.4f}" if error >= 0.0001 else "<0.0001"
+        say(f"AUC from histograms of {study.validation.bins} bins: exact to {exact}.", "dim")
+    say("* one pool of all rows: only a run in one process can know it.", "dim")
+    if record.get("champion") is not None:
+        say(f"champion: round {record['champion']} — {(record.get('decision') or {}).get('reason', '')}")
+    if failures and (not visits or failures[-1].failed > visits[-1].committed):
+        say(f"last try failed: {failures[-1].reason}", "red")
+    say(f"Look next: fedrounds ui {folder.path}  (charts and versions in MLflow, tasks in Prefect)")
+
+
+def _drawn(folder: Folder, table: list[Any]) -> Table:
     from rich.table import Table
 
     from fedrounds.reports.summary import headline
 
-    study = folder.study
-    metric = {"auc": "AUC", "r2": "R²"}[headline(study)]
-    took = f" in {seconds:.1f} s" if seconds else ""
-    console = Console(highlight=False)
-    console.print(f"[bold]{study.title or study.name}[/] · {number} of {folder.operations.rounds} rounds{took}", end="")
-    console.print(f" · {study.note}" if study.note else "")
+    metric = {"auc": "AUC", "r2": "R²"}[headline(folder.study)]
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    drawn.add_column("site")
-    drawn.add_column("patients", justify="right")
-    drawn.add_column("gate")
+    drawn.add_column("site", overflow="fold")
+    drawn.add_column("patients", justify="right", no_wrap=True)
+    drawn.add_column("gate", no_wrap=True)
     for name in (f"{metric} alone", f"{metric} federated", f"{metric} pooled*"):
-        drawn.add_column(name, justify="right")
+        drawn.add_column(name, justify="right", no_wrap=True)
     for line in table:
         values = ["–" if value is None else f"{value:.3f}" for value in (line.local, line.federated, line.pooled)]
         style = "bold" if line.site == "all sites" else "" if line.gate == "passed" else "yellow"
-        drawn.add_row(line.site, str(line.patients or "–"), line.gate, *values, style=style)
-    console.print(drawn)
-    if "auc_error" in record.get("metrics", {}):
-        console.print(
-            f"AUC from histograms of {study.validation.bins} bins: exact to ±{record['metrics']['auc_error']:.4f}.",
-            style="dim",
-        )
-    console.print("* one pool of all rows: only a run in one process can know it.", style="dim")
-    if record.get("champion") is not None:
-        console.print(f"champion: round {record['champion']} — {(record.get('decision') or {}).get('reason', '')}")
-    if failures and (not visits or failures[-1].failed > visits[-1].committed):
-        console.print(f"last try failed: {failures[-1].reason}", style="red")
-    console.print(
-        f"Look next: [bold]fedrounds ui {folder.path}[/] (charts and versions in MLflow, the round's steps in Prefect)"
-    )
+        drawn.add_row(line.site, str(line.patients or "–"), _gate_word(line.gate), *values, style=style)
+    return drawn
+
+
+def _gate_word(gate: str) -> str:
+    """The gate's column holds a word; the sentence goes below the table."""
+    if gate in ("", "passed"):
+        return gate
+    return "refused" if gate.startswith("refused: ") else "excluded"
+
+
+def _rounds(number: int, of: int) -> str:
+    """How far the study is; `--more` may have taken it past what operations.toml asks for."""
+    return f"{number} of {of} rounds" if number < of else f"{number} round{'' if number == 1 else 's'}"

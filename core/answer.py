@@ -56,13 +56,18 @@ def handle(
     return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)
 
 
+def below(policy: Policy) -> str:
+    """Why a small site is refused; how small it is stays there."""
+    return f"its training patients are below the site's minimum cohort of {policy.minimum_patients}"
+
+
 def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) -> str:
     """Why this request is not answered; empty if it is."""
     if request.study != plan.digest:
         return f"expected study {plan.digest[:12]}, was asked about {request.study[:12]}: the study file here is another one"
     train = int(np.count_nonzero(~data.valid)) if isinstance(data, Cohort) else len(data.y)
     if train < policy.minimum_patients:
-        return f"{train} training patients are below the site's minimum cohort of {policy.minimum_patients}"
+        return below(policy)
     if plan.bins > policy.finest_bins and request.ask != "statistics":
         return f"score histograms of {plan.bins} bins are finer than the {policy.finest_bins} that the site allows"
     return ""

@@ -90,28 +90,42 @@ def example(study: Study, rows: int = 3) -> Any:
 
 def _encoder(feature: Feature) -> Any:
     """Fill and, for a category, spread over 0/1 columns in the order of `columns_of`; serves a block of like numbers."""
+    from sklearn.compose import ColumnTransformer
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
-    texts = [code for code in map(canonical, feature.missing) if code and _is_number(code) == numeric(feature)]
-    codes: list[Any] = [float(code) for code in texts] if numeric(feature) else [*texts, None]
     if isinstance(feature, Number):
-        return Pipeline(_fill(codes))
-    levels = _levels(feature)
-    last = len(levels) + len(codes)  # levels, then missing codes, then every other value
-    unseen = last + 1 if feature.encode == "one_hot" else np.nan
-    listed: Any = [[*levels, *codes, np.nan]]  # scikit-learn's stubs know only "auto"
-    order = OrdinalEncoder(
-        categories=listed,
+        return Pipeline(_fill(_codes(feature)))
+    listed = _listed(feature)
+    unseen = len(listed) + 1 if feature.encode == "one_hot" else np.nan
+    places: Any = [[*listed, np.nan]]  # scikit-learn's stubs know only "auto"
+    level = OrdinalEncoder(
+        categories=places,
         handle_unknown="use_encoded_value",
         unknown_value=unseen,
         encoded_missing_value=np.nan,
     )
-    known = np.arange(float(len(levels)))
-    kept: Any = known[1:] if feature.encode == "drop_first" else np.append(known, float(unseen))
-    columns: Any = [kept]
+    known = [float(listed.index(name)) for name in _levels(feature)]
+    kept = known[1:] if feature.encode == "drop_first" else [*known, float(unseen)]
+    columns: Any = [sorted(kept)]
     spread = OneHotEncoder(categories=columns, handle_unknown="ignore", sparse_output=False)
-    return Pipeline([("level", order), *_fill(list(range(len(levels), last))), ("spread", spread)])
+    steps: list[tuple[str, Any]] = [("level", level), *_fill([listed.index(code) for code in _codes(feature)])]
+    steps.append(("spread", spread))
+    if kept != sorted(kept):
+        steps.append(("order", ColumnTransformer([("levels", "passthrough", [sorted(kept).index(k) for k in kept])])))
+    return Pipeline(steps)
+
+
+def _codes(feature: Feature) -> list[Any]:
+    """What means missing beside NaN; a text code cannot be in a column of numbers."""
+    codes = [code for code in dict.fromkeys(map(canonical, feature.missing)) if code]
+    return [float(code) for code in codes if _is_number(code)] if numeric(feature) else [*codes, None]
+
+
+def _listed(feature: Category) -> list[Any]:
+    """Levels and missing codes; a cell becomes its place in here. Numbers are in order, as scikit-learn wants them."""
+    listed = list(dict.fromkeys([*_levels(feature), *_codes(feature)]))
+    return sorted(listed) if numeric(feature) else listed
 
 
 def _fill(codes: list[Any]) -> list[tuple[str, Any]]:
@@ -128,7 +142,9 @@ def _set_fill(fitted: Any, feature: Feature, impute: Vector) -> None:
 
     steps = fitted.named_steps
     if isinstance(feature, Category):
-        impute = np.where(impute < len(feature.categories), impute, steps["level"].unknown_value)
+        listed, unseen = _listed(feature), steps["level"].unknown_value
+        places = [*(float(listed.index(level)) for level in _levels(feature)), unseen]
+        impute = np.array([places[int(level)] for level in impute])
     for step in steps.values():
         if isinstance(step, SimpleImputer):
             step.statistics_ = np.asarray(impute, np.float64)

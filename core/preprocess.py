@@ -125,11 +125,12 @@ def _require_columns(table: Table, study: Study, site: str, absent: tuple[str, .
 
 
 def _nearest(name: str, others: list[str]) -> str | None:
-    from difflib import get_close_matches
+    """A column that differs in case and punctuation alone: any other might be a patient's cell, in a file declared to have a header."""
 
-    folded = {other.lower(): other for other in others}
-    close = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
+    def bare(text: str) -> str:
+        return "".join(letter for letter in text.casefold() if letter.isalnum())
+
+    return next((other for other in others if bare(other) == bare(name)), None)
 
 
 def _feature(column: NDArray[Any], feature: Feature, site: str) -> Array:

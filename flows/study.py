@@ -7,19 +7,21 @@ the wards of this process, and the ledger alone decides what is still to do.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import Task, flow, get_client, task
+from httpx import HTTPError
+from prefect import Task, flow, get_client, tags, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import ObjectNotFound
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
+from fedrounds.core.errors import ServiceError
 from fedrounds.core.messages import Ask
 from fedrounds.core.round import Asking
 from fedrounds.reports.summary import markdown_table
@@ -50,49 +52,80 @@ async def study(folder: str, data: str | None = None, state: str | None = None, 
         await rounds(own, more)
 
 
+async def carry(run: Run, more: int = 0) -> None:
+    """The flow, on a run that is open already.
+
+    Raises:
+        ServiceError: Prefect's server went away; what was committed stays, and the next run goes on from there.
+    """
+    at_hand.set(run)
+    try:
+        with tags(_tag(run)):
+            await study(str(run.folder.path), more=more)
+    except HTTPError as error:
+        raise ServiceError(
+            f"expected Prefect's server to answer, found {type(error).__name__} after round {run.state.round}: run again to go on from there"
+        ) from None
+
+
 async def rounds(run: Run, more: int) -> None:
     """The whole of a run, as a paragraph."""
     await begin(run)
     await admit(run)
     if not run.state.statistics:
         await visit(run, "statistics", tasks.statistics)
-    for name in run.taking_part:
-        await do(run, tasks.preprocess, run.wards[name], run)
+    for group in run.groups(run.taking_part):
+        await do(run, tasks.preprocess, group, run)
     run.aim(more)
     while run.state.round < run.target:
         await visit(run, "train", tasks.fit)
     if not run.scored:
         await visit(run, "score", tasks.score)
     await do(run, finish, run)
-    run.ledger.flow_ended(run.flow_run)
 
 
 async def begin(run: Run) -> None:
-    """Note this flow run in the ledger; mark those that died before it as crashed, since Prefect would show them running for ever."""
+    """Mark the lineage's flow runs that died before this one as crashed: Prefect would show them running for ever."""
     run.flow_run = str(flow_run.id)
+    open_still: Any = {"tags": {"all_": [_tag(run)]}, "state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
     async with get_client() as client:
-        for dead in run.ledger.open_flow_runs():
-            with contextlib.suppress(ObjectNotFound):
-                await client.set_flow_run_state(
-                    UUID(dead), Crashed(message="its process died; the study went on from the ledger"), force=True
-                )
-            run.ledger.flow_ended(dead)
-    run.ledger.flow_started(run.flow_run)
+        for dead in await client.read_flow_runs(flow_run_filter=FlowRunFilter(**open_still)):
+            if dead.id != UUID(run.flow_run):
+                crashed = Crashed(message="its process died; the study went on from the ledger")
+                await client.set_flow_run_state(dead.id, crashed, force=True)
+        if _tag(run) not in flow_run.tags:  # started by a worker
+            await client.update_flow_run(UUID(run.flow_run), tags=[*flow_run.tags, _tag(run)])
+
+
+def _tag(run: Run) -> str:
+    """What the Prefect UI shows on a flow run: the name of its lineage's run in MLflow."""
+    return f"{run.folder.study.name} · {run.lineage.lineage[:6]}"
+
+
+def _key(what: str, run: Run) -> str:
+    """An artifact's key, the study's own on a server that several share: small letters, digits and dashes."""
+    return f"{what}-{re.sub('[^a-z0-9]+', '-', run.folder.study.name.lower())}".strip("-")
 
 
 async def do(run: Run, what: Task[..., Any], *arguments: Any) -> Any:
     """Call a task, and count it: the command line waits until Prefect has stored them all."""
     run.tasks += 1
+    await asyncio.sleep(0)  # Prefect's tasks never yield: here a cancellation can arrive
     return await what(*arguments)
 
 
 async def admit(run: Run) -> None:
     """Load every site's rows, pass them through the gate, apply the policy."""
     run.warm_up()
-    for ward in run.wards.values():
-        await do(run, tasks.load, ward)
-    verdicts = await asyncio.gather(*(do(run, tasks.gate, run, ward) for ward in run.wards.values()))
-    await acreate_markdown_artifact(markdown(verdicts), key="gate", description="What each site's gate found")
+    groups = run.groups(list(run.wards))
+    for group in groups:
+        await do(run, tasks.load, group)
+    with run.clock("gate"):
+        found = await asyncio.gather(*(do(run, tasks.gate, run, group) for group in groups))
+    verdicts = [verdict for group in found for verdict in group]
+    await acreate_markdown_artifact(
+        markdown(verdicts), key=_key("gate", run), description="What each site's gate found"
+    )
     run.admit({verdict.site: verdict for verdict in verdicts})
 
 
@@ -113,9 +146,13 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
 async def finish(run: Run) -> None:
     """What each site would have alone and pooled, and everything in MLflow."""
     run.last = run.last or dict(run.ledger.progress().record)
-    run.baselines()
-    await asyncio.wrap_future(run.finish_tracking())
+    with run.clock("baselines"):
+        run.baselines()
+    with run.clock("MLflow"):
+        tracked = await asyncio.wrap_future(run.finish_tracking())
+    run.ledger.note("reports", tracked["reports"])
+    run.ledger.note("finished", run.visit)
     table = markdown_table(run.folder.study, run.ledger.visits(), run.ledger.noted("baselines") or {})
     await acreate_markdown_artifact(
-        table, key="result", description="The federated model beside what each site has alone"
+        table, key=_key("result", run), description="The federated model beside what each site has alone"
     )

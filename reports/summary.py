@@ -23,6 +23,27 @@ AXIS = {
 }
 
 
+SHOWN = {  # a metric's name in MLflow, which draws a chart each, by name: so AUC, Brier and loss come before training, traffic and counts
+    "n": "validation_patients",
+    "auc_error": "validation_auc_error",
+    "train_loss": "training_loss",
+    "train_loss_plain": "training_loss_plain",
+    "patients": "training_patients",
+    "sites": "training_sites",
+    "weight": "training_weight",
+    "seconds": "training_seconds",
+    "bytes_in": "traffic_bytes_in",
+    "bytes_out": "traffic_bytes_out",
+    "bytes_from_sites": "traffic_bytes_from_sites",
+    "bytes_to_sites": "traffic_bytes_to_sites",
+}
+MOST = 5000  # characters that MLflow keeps of a tag
+READING = (
+    "*Alone*: the site's own model. *Federated*: the model of all sites together. *Pooled*: one model of all rows in one place, which only a "
+    "simulation can know. Each is measured on that site's validation patients."
+)
+
+
 @dataclass(frozen=True)
 class Line:
     """A site in the table: its patients, its gate's verdict or why it did not take part, and three values of the study's metric."""
@@ -38,6 +59,52 @@ class Line:
 def headline(study: Study) -> str:
     """The metric that the table shows: auc or r2."""
     return HEADLINE[study.target.kind]
+
+
+def title(metric: str) -> str:
+    """A metric's name for people.
+
+    >>> title("auc"), title("log_loss"), title("r2")
+    ('AUC', 'log-loss', 'R²')
+    """
+    return {"auc": "AUC", "r2": "R²", "mse": "MSE", "log_loss": "log-loss"}.get(metric, metric)
+
+
+def study_note(study: Study) -> str:
+    """What MLflow shows above the study's runs, and as they stand in its list of experiments: so with little markup."""
+    question = study.title or study.name
+    return f"{question} *{study.note}*" if study.note else question
+
+
+def model_note(study: Study) -> str:
+    """What MLflow shows above the registered model's versions."""
+    load = f"mlflow.sklearn.load_model('models:/{study.name}@champion')"
+    return (
+        f"{study_note(study)}\n\nA version a round, whatever its number: the tag `fedrounds.round` tells. The alias `champion` is the version "
+        f"that the promotion rule chose; `{load}` gives a scikit-learn pipeline, preprocessing included, for raw rows."
+    )
+
+
+def round_note(record: Mapping[str, Any]) -> str:
+    """What MLflow shows in a round's run: who trained, and who did not and why."""
+    sites = record["sites"]
+    rows = sum(site["training"]["patients"] for site in sites.values())
+    names = f": {', '.join(sites)}" if len(sites) <= 12 else ""
+    parts = [f"{len(sites)} sites trained on {rows:.0f} patients{names}."]
+    parts += [f"- **{site}** sat out: {reason}" for site, reason in record["excluded"].items()]
+    parts += [f"- **{site}** refused: {reason}" for site, reason in record["refused"].items()]
+    return "\n".join(parts)[:MOST]
+
+
+def version_note(study: Study, record: Mapping[str, Any]) -> str:
+    """What MLflow shows of a version, once its model is scored."""
+    wanted = (LOSS[study.target.kind], headline(study))
+    scores = ", ".join(f"{title(key)} {record['metrics'][key]:.4f}" for key in wanted if key in record["metrics"])
+    reason = record["decision"]["reason"]
+    return (
+        f"Round {record['scored']}: {scores} on the validation patients of {len(record['sites'])} sites. "
+        f"{reason[:1].upper()}{reason[1:]}."
+    )
 
 
 def last_scores(visits: Sequence[Any]) -> Mapping[str, Any] | None:
@@ -75,8 +142,8 @@ def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
 
 
 def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:
-    """The table for Prefect and MLflow."""
-    name = headline(study).upper().replace("R2", "R²")
+    """The table for Prefect and MLflow, and how to read it."""
+    name = title(headline(study))
     rows = [
         f"| site | patients | gate | {name} alone | {name} federated | {name} pooled |",
         "|---|---:|---|---:|---:|---:|",
@@ -86,29 +153,36 @@ def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, 
             "–" if value is None else f"{value:.3f}" for value in (line.local, line.federated, line.pooled)
         )
         rows.append(f"| {line.site} | {line.patients or '–'} | {line.gate.replace('|', '/')} | {values} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows) + f"\n\n{READING}\n"
 
 
 def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:
     """What MLflow shows beside the lineage's run."""
     record = last_scores(visits) or {}
     rounds = max((visit.round for visit in visits), default=0)
-    champion = record.get("champion")
-    decision = (record.get("decision") or {}).get("reason", "")
+    champion, reason = record.get("champion"), (record.get("decision") or {}).get("reason", "")
     parts = [
-        f"### {study.title or study.name}",
-        f"*{study.note}*" if study.note else "",
-        f"{rounds} rounds. Champion: round {champion}. {decision}"
-        if champion
-        else f"{rounds} rounds, no champion yet. {decision}",
+        study_note(study),
+        f"{rounds} rounds. {_result(study, record, baselines)} "
+        + (f"Champion: **round {champion}**." if champion else "No champion yet."),
         markdown_table(study, visits, baselines),
-        "Patient rows never left a hospital: sites sent sums, counts and updates. Charts are under *Artifacts → plots*, versions under *Models*.",
+        f"The last decision: {reason}." if reason else "",
+        "Patient rows never left a hospital: sites sent sums, counts and updates. Pictures: *Artifacts → plots*. Charts: *Model metrics*.",
     ]
     if "auc_error" in record.get("metrics", {}):
         parts.append(
             f"AUC is computed from score histograms of {study.validation.bins} bins: it is exact to ±{record['metrics']['auc_error']:.4f}."
         )
     return "\n\n".join(part for part in parts if part)
+
+
+def _result(study: Study, record: Mapping[str, Any], baselines: Mapping[str, Any]) -> str:
+    metric = headline(study)
+    found, ceiling = (values.get(metric) for values in (record.get("metrics", {}), baselines.get("pooled_all", {})))
+    if found is None:
+        return ""
+    beside = "" if ceiling is None else f"; one pool of all rows would give {ceiling:.3f}"
+    return f"{title(metric)} of the federated model over all validation patients: **{found:.3f}**{beside}."
 
 
 def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> dict[str, bytes]:
@@ -146,7 +220,7 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
         found["sites"] = draw.sites(
             sites, local, federated, pooled, metric_name=AXIS[metric], study=study.name, patients=patients
         )
-    if study.target.kind == "binary" and sum(records[-1]["metrics"].get(key, 0) for key in ("n",)):
+    if study.target.kind == "binary" and records[-1]["metrics"].get("n"):
         predicted, observed, rows = calibration(np.array(records[-1]["histogram"])[0])
         found["calibration"] = draw.calibration(
             predicted.tolist(), observed.tolist(), rows.tolist(), study=study.name, round=steps[-1]

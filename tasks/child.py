@@ -6,6 +6,7 @@ What libraries print in the child goes to its log, never into the protocol and n
 Guarantees:
     * a child never outlives its parent: when the parent is gone, even by kill -9, the child leaves at once;
     * a future never hangs on a child: if the child dies, everything unanswered raises `ServiceError`;
+    * of an exception that is not ours, its type and frames go to the log and its type to the parent: its text may quote a row;
     * Ctrl-C reaches the parent alone, which decides.
 """
 
@@ -18,7 +19,6 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrounds.core import errors
+from fedrounds.tasks.withheld import trace
 
 
 class Child:
@@ -57,6 +58,11 @@ class Child:
         threading.Thread(target=self._write, name=f"{module} requests", daemon=True).start()
         self._reader = threading.Thread(target=self._read, name=f"{module} answers", daemon=True)
         self._reader.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether it was closed or has died: it answers no more."""
+        return self._over
 
     def call(self, request: dict[str, Any]) -> Future[dict[str, Any]]:
         """Queue one request without waiting; answers come in the order of the calls."""
@@ -121,7 +127,7 @@ class Child:
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, errors.FedroundsError):
             answer.set_exception(kind(message))
-        else:  # a bug in the child: its message may quote a row, so it stays in the log
+        else:  # a bug in the child
             answer.set_exception(errors.ServiceError(f"helper {self.module} failed with {name}: see {self.log}"))
 
     def _gone(self) -> errors.ServiceError:
@@ -170,10 +176,6 @@ def _answer(handle: Callable[[dict[str, Any]], dict[str, Any]], line: bytes) -> 
     try:
         return json.dumps(handle(json.loads(line))).encode()
     except Exception as error:
-        traceback.print_exc()
-        words = {
-            "type": type(error).__name__,
-            "message": " ".join(str(error).split()),
-            "exit_code": getattr(error, "exit_code", 1),
-        }
-        return json.dumps({"error": words}).encode()
+        print(trace(error), file=sys.stderr)  # noqa: T201 (the log)
+        message = str(error) if isinstance(error, errors.FedroundsError) else ""
+        return json.dumps({"error": {"type": type(error).__name__, "message": message}}).encode()

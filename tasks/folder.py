@@ -20,6 +20,8 @@ from fedrounds.sources.site_file import SiteFile
 
 T = TypeVar("T", bound=BaseModel)
 
+RESERVED = ("artifacts", "mlflow.db")  # names in the state folder that are MLflow's
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -44,6 +46,8 @@ class Folder:
 
 def read(path: Path, data: Path | None = None) -> Folder:
     """Read a study's folder. Raises StudyError with one line: which file, which key, what was expected, what was found."""
+    if path.exists() and not path.is_dir():
+        raise StudyError(f"expected a study folder, found a file at {path}: name the folder that holds study.toml")
     if not path.is_dir():
         raise StudyError(f"expected a study folder, found no folder at {path}: `fedrounds init {path}` makes one")
     if data is not None and not data.is_dir():
@@ -80,6 +84,10 @@ def _sites(folder: Path, operations: Operations) -> dict[str, SiteFile]:
 
 def _agree(study: Study, operations: Operations, sites: Mapping[str, SiteFile]) -> None:
     """What no single file can see."""
+    if study.name.lower() in RESERVED:
+        raise StudyError(
+            f"expected a study's own name, found '{study.name}' in study.toml, which MLflow's files have: choose another `name`"
+        )
     if operations.quorum_of(len(sites)) > len(sites):
         raise StudyError(
             f"expected a quorum of at most {len(sites)} sites, found {operations.quorum} in operations.toml: lower it, or add sites"
@@ -120,21 +128,45 @@ def _typed(file: Path, kind: type[T], **defaults: str) -> T:
             f"expected {file.name} in {file.parent}, found no such file: `fedrounds init` writes one to start from"
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"expected TOML in {file}, found text that is not: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"expected a readable text file at {file}, found {type(error).__name__}") from None
+        raise StudyError(f"expected TOML in {file}, found: {error}: correct it there") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"expected text in utf-8 in {file}, found other bytes: save it as utf-8") from None
+    except OSError as error:
+        raise StudyError(
+            f"expected a file that can be read at {file}, found: {error.strerror}: check its rights"
+        ) from None
     try:
         return kind.model_validate(defaults | given)
     except ValidationError as error:
-        raise StudyError(f"{file}: {explain(error)}") from None
+        raise StudyError(f"{file}: {explain(error, public=kind is not SiteFile)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """The first fault of a validation in one line, and how many more there are. Values are left out: a site file holds secrets."""
-    first, *more = error.errors(include_url=False, include_input=False)
-    where = ".".join(str(part) for part in first["loc"]) or "file"
+def explain(error: ValidationError, public: bool = False) -> str:
+    """The first fault of a validation in one line, and how many more there are. What was found is shown of a public file only:
+    a site file holds secrets.
+    """
+    first, *more = error.errors(include_url=False)
+    kind, about, where = first["type"], first.get("ctx", {}), [str(part) for part in first["loc"]]
+    found = f", found {first['input']!r}" if public and isinstance(first["input"], str | int | float) else ""
+    match kind:
+        case "extra_forbidden":
+            said = f"expected a key that the file knows, found '{where.pop()}': correct it, or drop it"
+        case "missing":
+            said = f"expected the key '{where.pop()}', found none: add it"
+        case "union_tag_invalid":
+            other = f"'{about['tag']}'" if public else "another"
+            said = (
+                f"expected {about['discriminator']} to be {about['expected_tags']}, found {other}: choose one of those"
+            )
+        case "union_tag_not_found":
+            said = f"expected the key {about['discriminator']}, which says what it is, found none: add it"
+        case "value_error" | "assertion_error":
+            said = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        case _:
+            said = first["msg"].replace("Input should", "expected it to", 1) + f"{found}: correct it"
+    place = f"{'.'.join(where)} — " if where else ""
     rest = f" (and {len(more)} more)" if more else ""
-    return f"{where} — {first['msg'].removeprefix('Value error, ')}{rest}"
+    return f"{place}{said}{rest}"
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
@@ -188,6 +220,8 @@ def prepare(state: State, fresh: bool) -> None:
         state.own.mkdir(parents=True, exist_ok=True)
         usable = os.access(state.own, os.W_OK) and os.access(state.mlruns, os.W_OK)
         found = "one that cannot be written"
+    except (FileExistsError, NotADirectoryError):
+        usable, found = False, "a file in its place"
     except OSError as error:
         usable, found = False, error.strerror
     if not usable:

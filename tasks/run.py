@@ -21,12 +21,15 @@ from fedrounds.core.state import RunState
 from fedrounds.ledger import Decision, Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
 from fedrounds.tasks.child import Child
+from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.record import record
 from fedrounds.tasks.verdict import Verdict, from_json, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
+from fedrounds.tasks.withheld import withheld
 
-ALONE = 64  # sites up to which each has a task of its own; above, a task carries a batch of them
+ALONE = 16  # sites up to which each has tasks of its own; above, so many tasks carry batches of them
+COMPARED = 64  # sites up to which each also trains alone, to compare with
 QUIET = {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
@@ -42,22 +45,34 @@ Listener = Callable[["Run"], None]
 class Group:
     """Wards that one task visits."""
 
-    def __init__(self, wards: Sequence[Ward]) -> None:
-        self.wards = tuple(wards)
+    def __init__(self, wards: Sequence[Ward], clock: Clock) -> None:
+        self.wards, self._clock = tuple(wards), clock
         self.label = wards[0].name if len(wards) == 1 else f"{len(wards)} sites from {wards[0].name}"
 
     def __repr__(self) -> str:
         return f"Group({self.label})"
+
+    def answer(self, request: bytes) -> list[bytes]:
+        """Each one's answer to the same request."""
+        with self._clock("training"):
+            return [ward.answer(request) for ward in self.wards]
 
 
 class Run:
     """A study being run. One at a time works on a study: the ledger's lease sees to it."""
 
     def __init__(
-        self, folder: Folder, state: State, ledger: Ledger, on_visit: Listener | None, wards: Mapping[str, Ward] | None
+        self,
+        folder: Folder,
+        state: State,
+        ledger: Ledger,
+        on_visit: Listener | None,
+        wards: Mapping[str, Ward] | None,
+        clock: Clock | None,
     ) -> None:
         self.folder, self.place, self.ledger = folder, state, ledger
         self.on_visit = on_visit or (lambda _: None)
+        self.clock = clock or Clock()
         self.plan = build(folder.study)
         self.lineage = ledger.begin(folder.study)
         head = ledger.head()
@@ -72,6 +87,8 @@ class Run:
         self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
         self.target = folder.operations.rounds  # rounds that this run goes to
         self.flow_run, self.tasks = "", 0  # Prefect's id of this run, and how many tasks it made
+        self._kept = _read_json(state.verdicts)  # what the sites remember of their gates
+        self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
         self._gate: Child | None = None
         self._track: Child | None = None
         self._tracking: Any = None
@@ -83,11 +100,13 @@ class Run:
         if self._track is None:
             self._track = Child("fedrounds.tasks.track", self.place.log, QUIET)
             self.track()  # opens MLflow's database, which takes its time too
-        if any(ward.fingerprint and self.remembered(ward) is None for ward in self.wards.values()):
-            self.gate()
+        for name, ward in self.wards.items():
+            if ward.fingerprint and name not in self._asked and self.remembered(ward) is None:
+                self._asked[name] = self._ask_gate(ward)
 
     def gate(self) -> Child:
-        self._gate = self._gate or Child("fedrounds.tasks.gate", self.place.log, QUIET)
+        if self._gate is None or self._gate.over:
+            self._gate = Child("fedrounds.tasks.gate", self.place.log, QUIET)
         return self._gate
 
     def close(self) -> None:
@@ -101,7 +120,7 @@ class Run:
         """The sites in tasks: one each, or in batches when there are many."""
         wards = [self.wards[name] for name in sites]
         size = 1 if len(wards) <= ALONE else -(-len(wards) // ALONE)
-        return [Group(wards[start : start + size]) for start in range(0, len(wards), size)]
+        return [Group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
 
     @property
     def taking_part(self) -> list[str]:
@@ -113,12 +132,15 @@ class Run:
         """The site's verdict on these very data by this very suite, if it has one: a gate is run again only when either changed."""
         if self.folder.suite is None:
             return Verdict(ward.name, True, 0, (), "no suite: the contract alone was checked")
-        kept = _read_json(self.place.verdicts).get(ward.name, {})
+        kept = self._kept.get(ward.name, {})
         same = kept.get("fingerprint") == ward.fingerprint and kept.get("suite") == self.folder.suite.hash
         return from_json(kept["verdict"]) if same else None
 
     def ask_gate(self, ward: Ward) -> Any:
-        """A future of the gate helper's answer for a site."""
+        """A future of the gate helper's answer for a site, which `warm_up` may have asked for already."""
+        return self._asked.pop(ward.name, None) or self._ask_gate(ward)
+
+    def _ask_gate(self, ward: Ward) -> Any:
         data = None if self.folder.data == self.folder.path else str(self.folder.data)
         return self.gate().call({"folder": str(self.folder.path), "data": data, "site": ward.name})
 
@@ -129,13 +151,12 @@ class Run:
             raise DataContractError(
                 f"expected the data of site '{ward.name}' to hold still, found them changed during the gate: run again"
             )
-        kept = _read_json(self.place.verdicts)
-        kept[ward.name] = {
+        self._kept[ward.name] = {
             "fingerprint": ward.fingerprint,
             "suite": self.folder.suite.hash,
             "verdict": answer["verdict"],
         }
-        _write_json(self.place.verdicts, kept)
+        _write_json(self.place.verdicts, self._kept)
         return from_json(answer["verdict"])
 
     def admit(self, verdicts: dict[str, Verdict]) -> None:
@@ -172,11 +193,14 @@ class Run:
     # --- visits -------------------------------------------------------------------------------------------------------
 
     def aim(self, more: int) -> None:
-        """Set the round to go to: the study's, or `more` further; a `more` that died on its way is taken up, not begun anew."""
-        if more:
-            before = self.ledger.noted("aim") or 0
-            self.target = before if before > self.state.round else self.state.round + more
-            self.ledger.note("aim", self.target)
+        """Set the round to go to: the study's, or `more` further; the same `more` that died on its way is taken up, not begun anew."""
+        if not more:
+            return
+        start, asked = self.ledger.noted("aim") or (0, 0)
+        if asked != more or not start <= self.state.round < start + more:
+            start = self.state.round
+            self.ledger.note("aim", [start, more])
+        self.target = start + more
 
     def open(self, ask: Ask) -> Asking:
         self.started = time.time()
@@ -226,7 +250,10 @@ class Run:
     # --- baselines ----------------------------------------------------------------------------------------------------
 
     def baselines(self) -> None:
-        """What each site would have alone, and what one pool of all rows would give: only where all rows are in one process."""
+        """What each site would have alone, and what one pool of all rows would give: only where all rows are in one process.
+
+        They take over the study's statistics: a site that does not record a feature could not agree on its own.
+        """
         from fedrounds.core.evaluate import metrics, total
 
         cohorts = {name: ward.cohort for name, ward in self.wards.items() if name in self.last["sites"] and ward.cohort}
@@ -234,13 +261,16 @@ class Run:
         known = self.ledger.noted("baselines") or {}
         inputs = {"round": rounds, "data": {name: self.wards[name].fingerprint for name in cohorts}}
         token = _digest(inputs)
-        if known.get("token") == token or len(cohorts) > ALONE:
+        if known.get("token") == token or len(cohorts) > COMPARED:
             return
         local: dict[str, Any] = {}
-        for name, cohort in cohorts.items():
-            closed = list(simulate(self.plan, {name: cohort}, rounds))[-1]
-            local[name] = metrics(self.plan.task, *closed.scores[name])
-        pooled = _pooled(self.plan, cohorts, rounds)
+        with withheld("to train the models to compare with"):
+            for name, cohort in cohorts.items():
+                closed = list(
+                    simulate(self.plan, {name: cohort}, rounds, state=self.plan.start(self.state.statistics))
+                )[-1]
+                local[name] = metrics(self.plan.task, *closed.scores[name])
+            pooled = _pooled(self.plan, cohorts, rounds, self.state.statistics)
         table = {
             "local": local,
             "pooled": {name: metrics(self.plan.task, *scores) for name, scores in pooled.items()},
@@ -271,7 +301,7 @@ class Run:
         return self._track.call({"ledger": str(self.place.ledger), "mlruns": str(self.place.mlruns), "finish": finish})
 
 
-def _pooled(plan: Any, cohorts: dict[str, Any], rounds: int) -> dict[str, tuple[Any, Any]]:
+def _pooled(plan: Any, cohorts: dict[str, Any], rounds: int, statistics: Any) -> dict[str, tuple[Any, Any]]:
     """Scores at each site of a model trained on all rows in one place by the same local rule."""
     import numpy as np
 
@@ -290,7 +320,7 @@ def _pooled(plan: Any, cohorts: dict[str, Any], rounds: int) -> dict[str, tuple[
         np.concatenate([c.valid for c in parts]),
         {},
     )
-    state = list(simulate(plan, {"pooled": pool}, rounds))[-1].state
+    state = list(simulate(plan, {"pooled": pool}, rounds, state=plan.start(statistics)))[-1].state
     request = ask(state, plan, "score", names).request
     scores: dict[str, tuple[Any, Any]] = {}
     for name in names:
@@ -307,7 +337,11 @@ def request_bytes(asking: Asking) -> bytes:
 
 @contextmanager
 def opened(
-    folder: Folder, state: State, on_visit: Listener | None = None, wards: Mapping[str, Ward] | None = None
+    folder: Folder,
+    state: State,
+    on_visit: Listener | None = None,
+    wards: Mapping[str, Ward] | None = None,
+    clock: Clock | None = None,
 ) -> Iterator[Run]:
     """A run that holds the study's lease, and lets go of everything at the end, whatever happens."""
     os.environ.update(QUIET)
@@ -315,7 +349,7 @@ def opened(
     try:
         ledger.acquire()
         try:
-            run = Run(folder, state, ledger, on_visit, wards)
+            run = Run(folder, state, ledger, on_visit, wards, clock)
             try:
                 yield run
             finally:

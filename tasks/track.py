@@ -7,10 +7,11 @@ Everything is looked up by its tags before it is made, and every point carries t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Entry, Ledger
+from fedrounds.reports.summary import SHOWN, model_note, round_note, study_note, version_note
 from fedrounds.tasks.child import serve
 
 MOST_SITE_RUNS = 50
+MOST_VERSIONS = 200_000  # that MLflow lists at once
 TRUSTED = [
     "numpy.dtype"
 ]  # what skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site
@@ -46,8 +49,12 @@ class Projection:
         self.runs = self._known_runs()
         self.versions = self._known_versions()
         self.points: defaultdict[str, list[Any]] = defaultdict(list)  # what a run is about -> metrics not yet written
-        self.first: dict[int, int] = {}  # round -> the visit that scored its model first
+        self.first: dict[
+            tuple[str, int], int
+        ] = {}  # (metrics or training, round) -> the visit that first had them of its model
         self.seen = 0
+        self.restored = False
+        self.reports: list[str] = []  # what was put right that somebody else had changed
         self.template = ModelFolder(self.plan)
 
     # --- what is there already ----------------------------------------------------------------------------------------
@@ -57,7 +64,8 @@ class Projection:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             self.artifacts.mkdir(parents=True, exist_ok=True)
-            return self.client.create_experiment(name, artifact_location=self.artifacts.as_uri())
+            tags = {"mlflow.note.content": study_note(self.study), "mlflow.experimentKind": "custom_model_development"}
+            return self.client.create_experiment(name, self.artifacts.as_uri(), tags)
         if found.lifecycle_stage != "active":
             raise ServiceError(
                 f"expected MLflow's experiment '{name}' to be active, found it deleted: restore it in the MLflow UI"
@@ -85,12 +93,14 @@ class Projection:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_registered_model(self.study.name, tags={"fedrounds.study": self.study.name})
+            self.client.create_registered_model(
+                self.study.name, {"fedrounds.study": self.study.name}, model_note(self.study)
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         found = self.client.search_model_versions(
-            f"name = '{self.study.name}' and tags.`fedrounds.lineage` = '{self.lineage.lineage}'"
+            f"name = '{self.study.name}' and tags.`fedrounds.lineage` = '{self.lineage.lineage}'", MOST_VERSIONS
         )
         return {int(version.tags["fedrounds.round"]): version.version for version in found}
 
@@ -104,9 +114,7 @@ class Projection:
             }
             if about != "lineage":
                 own["mlflow.parentRunId"] = self.runs["lineage"]
-            name = (
-                f"{self.study.name} · {self.lineage.lineage[:6]}" if about == "lineage" else about.removeprefix("site ")
-            )
+            name = f"{self.study.name} · {self.lineage.lineage[:6]}" if about == "lineage" else about
             made = self.client.create_run(self.experiment, int(started * 1000), own | tags, name)
             self.runs[about] = made.info.run_id
         return self.runs[about]
@@ -116,17 +124,20 @@ class Projection:
     def project(self) -> int:
         """Write every visit that is not yet written; returns how many."""
         pending = self.ledger.unprojected()
+        self._restore_champion(pending)
         if not pending:
             return 0
-        self._open_lineage()
+        if not self.seen:
+            self._open_lineage()
         for entry in self.ledger.visits(after=self.seen, limit=pending[-1] - self.seen):
-            if entry.record["scored"] is not None:
-                self.first.setdefault(entry.record["scored"], entry.visit)
+            for what in ("metrics", "training"):
+                if entry.record[what]:
+                    self.first.setdefault((what, entry.record["scored"]), entry.visit)
             if entry.visit in pending:
                 self._visit(entry)
             self.seen = entry.visit
         self._flush()
-        self._aliases()
+        self._point_champion(pending[-1])
         for visit in pending:
             self.ledger.mark_projected(visit)
         return len(pending)
@@ -134,40 +145,39 @@ class Projection:
     def _open_lineage(self) -> None:
         from mlflow.entities import Param
 
-        new = "lineage" not in self.runs
         run = self.run("lineage", self.lineage.created)
-        if new:
-            params = [
-                Param(key, str(value)[:500])
-                for key, value in _flat(self.study.model_dump(mode="json", exclude={"features"}))
-            ]
-            self.client.log_batch(run, params=params[:100])
-            self.client.log_dict(run, self.study.model_dump(mode="json"), "study.json")
+        params = [
+            Param(key, str(value)[:500])
+            for key, value in _flat(self.study.model_dump(mode="json", exclude={"features"}))
+        ]
+        self.client.log_batch(run, params=params[:100])
+        self.client.log_dict(run, self.study.model_dump(mode="json"), "study.json")
 
     def _visit(self, entry: Entry) -> None:
         record, when = entry.record, int(entry.committed * 1000)
-        if record["scored"] is not None and self._first_scoring(entry):
-            self._points("lineage", {**record["metrics"], **record["training"]}, when, record["scored"])
-            if record["scored"] > 0:
-                self._points(f"round {record['scored']}", record["metrics"], when, record["scored"])
+        for what in ("metrics", "training"):
+            if self._first(what, entry):
+                self._points("lineage", record[what], when, record["scored"])
+        if self._first("metrics", entry) and record["scored"] > 0:
+            self._points(f"round {record['scored']}", record["metrics"], when, record["scored"])
         if entry.ask == "train":
             self._round(entry)
         self._sites(entry, when)
         if record["decision"]:
-            self._decision(record["scored"], record["decision"])
+            self._decision(record)
 
-    def _first_scoring(self, entry: Entry) -> bool:
-        """Whether no earlier visit scored the same model: a chart has a point a round."""
-        return self.first.get(entry.record["scored"]) == entry.visit
+    def _first(self, what: str, entry: Entry) -> bool:
+        """Whether no earlier visit scored, or trained, the same model: a chart has a point a round."""
+        return self.first.get((what, entry.record["scored"])) == entry.visit
 
     def _round(self, entry: Entry) -> None:
         """The round's run, its parameters as an artifact and its registered version."""
         record, about = entry.record, f"round {entry.round}"
-        new = about not in self.runs
         tags = {
             "fedrounds.suite_hash": entry.suite_hash,
             "fedrounds.model_digest": entry.model,
             "fedrounds.visit": str(entry.visit),
+            "mlflow.note.content": round_note(record),
         }
         if record["excluded"]:
             tags["fedrounds.excluded"] = json.dumps(record["excluded"], ensure_ascii=False)[:5000]
@@ -189,8 +199,7 @@ class Projection:
         )
         if entry.round not in self.versions:
             self._register(entry, run)
-        if new:
-            self.client.set_terminated(run, end_time=int(entry.committed * 1000))
+        self.client.set_terminated(run, end_time=int(entry.committed * 1000))
 
     def _register(self, entry: Entry, run: str) -> None:
 
@@ -214,7 +223,7 @@ class Projection:
             source=(folder / "model").as_uri(),
             run_id=run,
             tags=tags,
-            description=f"Round {entry.round} of lineage {self.lineage.lineage[:6]}; model digest {entry.model[:12]}.",
+            description=f"Round {entry.round}: not scored yet.",
         )
         self.versions[entry.round] = version.version
 
@@ -226,39 +235,50 @@ class Projection:
             self.client.log_dict(self.runs["lineage"], table, f"sites/visit_{entry.visit:05d}.json")
             return
         for name, site in sites.items():
-            if "metrics" in site and self._first_scoring(entry):
-                self.run(f"site {name}", self.lineage.created, **{"fedrounds.site": name})
-                self._points(f"site {name}", _numbers(site), when, entry.record["scored"])
+            for what, more in (("metrics", ("bytes_out", "bytes_in")), ("training", ())):
+                if what in site and self._first(what, entry):
+                    self.run(f"site {name}", self.lineage.created, **{"fedrounds.site": name})
+                    values = {**site[what], **{key: site[key] for key in more}}
+                    self._points(f"site {name}", values, when, entry.record["scored"])
 
-    def _decision(self, number: int, decision: Mapping[str, Any]) -> None:
-        version = self.versions[number]
-        self.client.set_model_version_tag(self.study.name, version, "fedrounds.promotion", decision["reason"])
+    def _decision(self, record: Mapping[str, Any]) -> None:
+        """What a version's page says: how its model scored, and why it became champion or did not."""
+        version = self.versions[record["scored"]]
+        self.client.update_model_version(self.study.name, version, version_note(self.study, record))
 
-    def _aliases(self) -> str:
-        """Point `champion` where the ledger says; returns a sentence if it was moved by somebody else."""
-        promoted = [decision.round for decision in self.ledger.promotions() if decision.promoted]
-        wanted = self.versions.get(promoted[-1]) if promoted else None
-        aliases = self.client.get_registered_model(self.study.name).aliases
-        found = aliases.get(CHAMPION)
-        if wanted is None or str(found) == str(wanted):
-            return ""
-        self.client.set_registered_model_alias(self.study.name, CHAMPION, wanted)
-        ours = {str(self.versions.get(number)) for number in promoted[:-1]}
-        moved = found is not None and str(found) not in ours and self._in_lineage(str(found))
-        return (
-            f"the alias '{CHAMPION}' was found on version {found}: put back on version {wanted}, as the ledger says"
-            if moved
-            else ""
-        )
+    def _restore_champion(self, pending: Sequence[int]) -> None:
+        """Once a run, before anything is written: put the alias back, and report it, if it is not where we left it.
 
-    def _in_lineage(self, version: str) -> bool:
-        return version in {str(known) for known in self.versions.values()}
+        A projection that was killed may have moved it on to a champion of the visits that are still pending.
+        """
+        if self.restored:
+            return
+        self.restored = True
+        promoted = [decision for decision in self.ledger.promotions() if decision.promoted]
+        before = [decision for decision in promoted if decision.visit not in pending]
+        if not before:
+            return
+        wanted = self.versions[before[-1].round]
+        ours = [wanted, *(self.versions.get(decision.round) for decision in promoted if decision.visit in pending)]
+        found = self.client.get_registered_model(self.study.name).aliases.get(CHAMPION)
+        if found not in ours:
+            self.client.set_registered_model_alias(self.study.name, CHAMPION, wanted)
+            place = f"on version {found}" if found else "on no version"
+            self.reports.append(
+                f"the alias '{CHAMPION}' of '{self.study.name}' was moved by hand: found {place}, put back on version {wanted}, as the ledger says"
+            )
+
+    def _point_champion(self, visit: int) -> None:
+        """The alias `champion` goes to the version of the last round that the ledger promoted up to this visit; a later one may be there."""
+        promoted = [d.round for d in self.ledger.promotions() if d.promoted and d.visit <= visit]
+        if promoted:
+            self.client.set_registered_model_alias(self.study.name, CHAMPION, self.versions[promoted[-1]])
 
     def _points(self, about: str, values: Mapping[str, Any], when: int, step: int) -> None:
         from mlflow.entities import Metric
 
         self.points[about] += [
-            Metric(key, float(value), when, step) for key, value in values.items() if value is not None
+            Metric(SHOWN.get(key, key), float(value), when, step) for key, value in values.items() if value is not None
         ]
 
     def _flush(self) -> None:
@@ -281,7 +301,27 @@ class Projection:
         for name, png in plots(self.study, entries, table).items():
             (folder / f"{name}.png").write_bytes(png)
         self.client.set_tag(run, "mlflow.note.content", note(self.study, entries, table))
-        self.client.set_terminated(run, end_time=int(entries[-1].committed * 1000))
+        for about, made in self.runs.items():
+            if about == "lineage" or about.startswith("site "):
+                self.client.set_terminated(made, end_time=int(entries[-1].committed * 1000))
+
+
+def _make_store(file: Path, scratch: Path) -> None:
+    """Make MLflow's database if there is none: in `scratch` first, so that a process killed amid the migrations leaves no half of one."""
+    if file.exists():
+        return
+    from mlflow import MlflowClient
+
+    for left in (scratch, Path(f"{scratch}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{scratch}").search_experiments()
+    try:
+        os.link(scratch, file)
+        scratch.unlink()
+    except FileExistsError:  # another study of this workspace was quicker
+        scratch.unlink()
+    except OSError:  # a file system without links
+        scratch.replace(file)
 
 
 class ModelFolder:
@@ -387,12 +427,14 @@ _projections: dict[str, Projection] = {}
 def _handle(request: dict[str, Any]) -> dict[str, Any]:
     key = request["ledger"]
     if key not in _projections:
-        _projections[key] = Projection(Ledger.open(Path(key)), Path(request["mlruns"]))
+        ledger, mlruns = Path(key), Path(request["mlruns"])
+        _make_store(mlruns / "mlflow.db", ledger.with_name("mlflow.new"))
+        _projections[key] = Projection(Ledger.open(ledger), mlruns)
     projection = _projections[key]
     written = projection.project()
     if request.get("finish"):
         projection.finish()
-    return {"written": written}
+    return {"written": written, "reports": projection.reports}
 
 
 if __name__ == "__main__":

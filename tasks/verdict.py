@@ -87,16 +87,17 @@ def line(verdict: Verdict) -> str:
 
 
 def markdown(verdicts: Iterable[Verdict]) -> str:
-    """A table of every site's verdict, a row a failure."""
-    rows = ["| site | verdict | expectation | column | rows | note |", "|---|---|---|---|---|---|"]
+    """A table of every site's verdict, a row a failure; a column that nobody needs is left out."""
+    rows = [("site", "verdict", "expectation", "column", "rows", "note")]
     for verdict in verdicts:
         word = f"{'passed' if verdict.passed else 'FAILED'} ({_counted_noun(verdict.checks)})"
         for failure in verdict.failures or (None,):
             about = (failure.expectation, failure.column or "", failure.rows) if failure else ("", "", "")
             severity = f" ({failure.severity})" if failure and failure.severity != "critical" else ""
-            cells = (verdict.site, word, about[0] + severity, about[1], about[2], verdict.note)
-            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"
+            rows.append((verdict.site, word, about[0] + severity, about[1], about[2], verdict.note))
+    kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
+    head, *body = ["| " + " | ".join(row[column].replace("|", "\\|") for column in kept) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(kept), *body]) + "\n"
 
 
 def _counted_noun(checks: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from fedrounds.core.errors import FedroundsError
+from fedrounds.core.errors import ServiceError
 from fedrounds.core.round import Asking, Closed
 from fedrounds.tasks.run import Group, Run
 from fedrounds.tasks.verdict import Verdict
@@ -19,39 +19,46 @@ from fedrounds.tasks.ward import Ward
 
 
 def _passing(_task: Any, _run: Any, state: Any) -> bool:
-    """Try again only what may pass by itself: a file share or a database that was away. Never a refusal of ours."""
-    error = state.result(raise_on_failure=False)
-    return not isinstance(error, FedroundsError)
+    """Try again only what may pass by itself: a file share that was away, a helper that died. Never a refusal of ours."""
+    return isinstance(state.result(raise_on_failure=False), ServiceError)
 
 
-async def load_rows(ward: Ward) -> int:
-    """Read a site's table; returns its patients."""
-    return ward.load()
+async def load_rows(group: Group) -> int:
+    """Read sites' tables, unless the command line has just done so; returns their patients."""
+    return sum(ward.cohort.patients if ward.cohort else ward.load() for ward in group.wards)
 
 
-async def check_gate(run: Run, ward: Ward) -> Verdict:
-    """The site's verdict: remembered while data and suite are the same, else asked of the gate's process."""
+async def check_gate(run: Run, group: Group) -> list[Verdict]:
+    """The sites' verdicts."""
+    return [await _verdict(run, ward) for ward in group.wards]
+
+
+async def _verdict(run: Run, ward: Ward) -> Verdict:
+    """Remembered while data and suite are the same, else asked of the gate's process."""
     remembered = run.remembered(ward)
     if remembered is not None:
         return remembered
     return run.judge(ward, await asyncio.wrap_future(run.ask_gate(ward)))
 
 
-async def encode_rows(ward: Ward, run: Run) -> None:
-    """Encode a site's rows by the study's frozen statistics."""
-    ward.preprocess(run.state.statistics)
+async def encode_rows(group: Group, run: Run) -> None:
+    """Encode sites' rows by the study's frozen statistics."""
+    with run.clock("training"):
+        for ward in group.wards:
+            ward.preprocess(run.state.statistics)
 
 
 async def answer(group: Group, request: bytes, round: int) -> list[bytes]:
     """Carry a request to sites, and their replies back; `round` names the task."""
     del round
-    return [ward.answer(request) for ward in group.wards]
+    return group.answer(request)
 
 
 async def close(run: Run, asking: Asking, replies: list[bytes], round: int) -> Asking | Closed:
     """Check, combine, step, commit to the ledger."""
     del round
-    return run.aggregate(asking, replies)
+    with run.clock("training"):
+        return run.aggregate(asking, replies)
 
 
 async def follow(run: Run, round: int) -> None:
@@ -63,9 +70,9 @@ async def follow(run: Run, round: int) -> None:
 SITE: dict[str, Any] = {"retries": 2, "retry_delay_seconds": 1, "retry_condition_fn": _passing}
 PRIVATE: dict[str, Any] = {"persist_result": False, "cache_policy": NO_CACHE}
 
-load = task(load_rows, name="load", task_run_name="load · {ward.name}", **SITE, **PRIVATE)
-gate = task(check_gate, name="gate", task_run_name="gate · {ward.name}", **SITE, **PRIVATE)
-preprocess = task(encode_rows, name="preprocess", task_run_name="preprocess · {ward.name}", **SITE, **PRIVATE)
+load = task(load_rows, name="load", task_run_name="load · {group.label}", **SITE, **PRIVATE)
+gate = task(check_gate, name="gate", task_run_name="gate · {group.label}", **SITE, **PRIVATE)
+preprocess = task(encode_rows, name="preprocess", task_run_name="preprocess · {group.label}", **SITE, **PRIVATE)
 statistics = task(answer, name="statistics", task_run_name="statistics · {group.label}", **SITE, **PRIVATE)
 fit = task(answer, name="fit", task_run_name="fit · {group.label} · round {round}", **SITE, **PRIVATE)
 score = task(answer, name="score", task_run_name="score · {group.label} · round {round}", **SITE, **PRIVATE)

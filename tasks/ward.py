@@ -1,11 +1,11 @@
-"""A hospital in this process: the only place of a run that holds patient rows. Bytes go in, bytes come out."""
+"""A hospital in this process: the only place of a run that holds patient rows. Bytes go in, bytes come out, and so do errors of ours alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedrounds.core.answer import handle
+from fedrounds.core.answer import below, handle
 from fedrounds.core.errors import DataContractError
 from fedrounds.core.messages import Reply, Request, decode, encode
 from fedrounds.core.params import Array
@@ -14,6 +14,7 @@ from fedrounds.core.preprocess import Cohort, Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.sources import load
 from fedrounds.sources.site_file import SiteFile
+from fedrounds.tasks.withheld import withheld
 
 IN_ONE_PROCESS = 10_000  # bins: nothing leaves the process, so score histograms may be as fine as the study asks
 
@@ -35,34 +36,34 @@ class Ward:
 
     def load(self) -> int:
         """Read the source by the study's dictionary; returns how many patients take part."""
-        table = load(self.site.source, self.data, self.name)
-        fingerprint = table.fingerprint()
-        if fingerprint != self.fingerprint or self.cohort is None:
-            self.cohort = clean(table, self.plan.study, self.name, self.site.absent, self.site.split_key)
-            self.rows, self.fingerprint = None, fingerprint
-        return self.cohort.patients
+        with withheld(f"to read the rows of site '{self.name}'"):
+            table = load(self.site.source, self.data, self.name)
+            fingerprint = table.fingerprint()
+            if fingerprint != self.fingerprint or self.cohort is None:
+                self.cohort = clean(table, self.plan.study, self.name, self.site.absent, self.site.split_key)
+                self.rows, self.fingerprint = None, fingerprint
+            return self.cohort.patients
 
     def preprocess(self, statistics: Mapping[str, Array]) -> None:
         """Encode the rows by the study's frozen statistics, once for all rounds."""
-        self.rows = encode_rows(self._cohort(), self.plan.study, statistics, self.plan.ones)
+        with withheld(f"to encode the rows of site '{self.name}'"):
+            self.rows = encode_rows(self._cohort(), self.plan.study, statistics, self.plan.ones)
 
     def answer(self, request: bytes) -> bytes:
         """Answer one request."""
-        asked = decode(request, Request)
-        data = self._cohort() if asked.ask == "statistics" or self.rows is None else self.rows
-        rng = self.plan.rng(asked.round, self.name)
-        self._memory, reply = handle(asked, self._memory, data, self.plan, self.policy, self.name, rng)
-        sent = encode(reply)
-        self.bytes_in, self.bytes_out = len(request), len(sent)
-        return sent
+        with withheld(f"an answer of site '{self.name}'"):
+            asked = decode(request, Request)
+            data = self._cohort() if asked.ask == "statistics" or self.rows is None else self.rows
+            rng = self.plan.rng(asked.round, self.name)
+            self._memory, reply = handle(asked, self._memory, data, self.plan, self.policy, self.name, rng)
+            sent = encode(reply)
+            self.bytes_in, self.bytes_out = len(request), len(sent)
+            return sent
 
     def refusal(self) -> str:
         """Why the site cannot take part at all; empty if it can."""
         training = int((~self._cohort().valid).sum())
-        least = self.policy.minimum_patients
-        return (
-            f"{training} training patients are below the site's minimum cohort of {least}" if training < least else ""
-        )
+        return below(self.policy) if training < self.policy.minimum_patients else ""
 
     def _cohort(self) -> Cohort:
         if self.cohort is None:

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+
 from fedrounds.core.models.linear import linear
 from fedrounds.core.models.logistic import logistic
 from fedrounds.core.models.mlp import mlp

@@ -286,7 +286,7 @@ def reply_of(rows=20, policy=None, plan=None, asking=None, X=None):
 
 def test_a_site_under_the_minimum_cohort_refuses_and_sends_no_number():
     _, reply = reply_of(rows=9)
-    assert reply.refusal == "9 training patients are below the site's minimum cohort of 10"
+    assert reply.refusal == "its training patients are below the site's minimum cohort of 10"
     assert reply.arrays == {}
     assert reply_of(rows=10)[1].refusal == ""
 
