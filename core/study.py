@@ -373,8 +373,7 @@ class Study(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical protocol; a default written out is the same protocol."""
-        canonical_json = json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
+        """SHA-256 (hex) of the canonical protocol. A default written out is the same protocol, and so is other prose about it."""
+        protocol = self.model_dump(mode="json", exclude={"title", "note"})
+        canonical_json = json.dumps(protocol, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical_json.encode()).hexdigest()

@@ -54,6 +54,10 @@ def test_the_digest_is_of_the_meaning_not_of_the_spelling():
     assert Study.model_validate(dict(reversed(WORDS.items()))).digest == plain
 
 
+def test_prose_about_the_protocol_is_not_the_protocol():
+    assert Study.model_validate(WORDS | {"title": "t", "note": "n"}).digest == Study.model_validate(WORDS).digest
+
+
 @pytest.mark.parametrize(
     "change",
     [
