@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
 
     with Ledger.open(place.ledger) as ledger:
         visits, baselines, failures = ledger.visits(), ledger.noted("baselines") or {}, ledger.failures()
+        reports = ledger.noted("reports") or []
     table = lines(folder.study, visits, baselines)
     record = last_scores(visits) or {}
     number = max((visit.round for visit in visits), default=0)
@@ -51,21 +52,26 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
             "metrics": record.get("metrics", {}),
             "sites": [asdict(line) for line in table],
             "decision": record.get("decision"),
-            "last_failure": asdict(failures[-1])
-            if failures and (not visits or failures[-1].failed > visits[-1].committed)
-            else None,
+            "last_failure": asdict(failures[-1]) if _last_failure(visits, failures) else None,
+            "reports": reports,
             "state": str(place.own),
             "seconds": seconds,
             "timings": timings,
         }
         print(json.dumps(document, ensure_ascii=False))
         return 0
-    _print(folder, table, record, number, visits, failures, seconds)
+    _print(folder, table, record, number, [*_last_failure(visits, failures), *reports], seconds)
     return 0
 
 
+def _last_failure(visits: Sequence[Any], failures: Sequence[Any]) -> list[str]:
+    """Why the last try did not close, if nothing closed since."""
+    pending = failures and (not visits or failures[-1].failed > visits[-1].committed)
+    return [f"last try failed: {failures[-1].reason}"] if pending else []
+
+
 def _print(
-    folder: Folder, table: list[Any], record: Any, number: int, visits: Any, failures: Any, seconds: float | None
+    folder: Folder, table: list[Any], record: Any, number: int, warnings: Sequence[str], seconds: float | None
 ) -> None:
     from rich.console import Console
 
@@ -82,7 +88,10 @@ def _print(
     console.print(_drawn(folder, table))
     for line in table:
         if line.gate and line.gate != "passed":
-            say(f"{_gate_word(line.gate)}: {line.site} — {line.gate.removeprefix('refused: ')}", "yellow")
+            say(
+                f"{_gate_word(line.gate)}: {line.site} — {line.gate.removeprefix(f'{_gate_word(line.gate)}: ')}",
+                "yellow",
+            )
     if "auc_error" in record.get("metrics", {}):
         error = record["metrics"]["auc_error"]
         exact = f"±{error:.4f}" if error >= 0.0001 else "<0.0001"
@@ -90,8 +99,8 @@ def _print(
     say("* one pool of all rows: only a run in one process can know it.", "dim")
     if record.get("champion") is not None:
         say(f"champion: round {record['champion']} — {(record.get('decision') or {}).get('reason', '')}")
-    if failures and (not visits or failures[-1].failed > visits[-1].committed):
-        say(f"last try failed: {failures[-1].reason}", "red")
+    for warning in warnings:
+        say(warning, "red")
     say(f"Look next: fedrounds ui {folder.path}  (charts and versions in MLflow, tasks in Prefect)")
 
 
@@ -118,7 +127,7 @@ def _gate_word(gate: str) -> str:
     """The gate's column holds a word; the sentence goes below the table."""
     if gate in ("", "passed"):
         return gate
-    return "refused" if gate.startswith("refused: ") else "excluded"
+    return next((word for word in ("refused", "warned") if gate.startswith(f"{word}: ")), "excluded")
 
 
 def _rounds(number: int, of: int) -> str:

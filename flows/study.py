@@ -62,6 +62,7 @@ async def carry(run: Run, more: int = 0) -> None:
     try:
         with tags(_tag(run)):
             await study(str(run.folder.path), more=more)
+        run.ledger.note("finished", run.visit)  # nothing is left to do, now that Prefect shows it as completed
     except HTTPError as error:
         raise ServiceError(
             f"expected Prefect's server to answer, found {type(error).__name__} after round {run.state.round}: run again to go on from there"
@@ -151,7 +152,6 @@ async def finish(run: Run) -> None:
     with run.clock("MLflow"):
         tracked = await asyncio.wrap_future(run.finish_tracking())
     run.ledger.note("reports", tracked["reports"])
-    run.ledger.note("finished", run.visit)
     table = markdown_table(run.folder.study, run.ledger.visits(), run.ledger.noted("baselines") or {})
     await acreate_markdown_artifact(
         table, key=_key("result", run), description="The federated model beside what each site has alone"

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select
 
 from fedrounds.core import state as states
 from fedrounds.core.errors import StateError
@@ -242,24 +242,7 @@ class Ledger:
             lease.drop(connection, self._owner)
         self._lease_s = 0.0
 
-    # --- flow runs and notes ------------------------------------------------------------------------------------------
-
-    def flow_started(self, flow_run: str) -> None:
-        """Remember a Prefect flow run, so that the next start can mark it crashed if this process dies."""
-        with self._database.write() as connection:
-            put(connection, schema.flow_runs, {"id": flow_run}, {"started": time.time(), "ended": None})
-
-    def flow_ended(self, flow_run: str) -> None:
-        """Forget about a flow run: Prefect knows its end."""
-        with self._database.write() as connection:
-            runs = schema.flow_runs
-            connection.execute(update(runs).where(runs.c.id == flow_run).values(ended=time.time()))
-
-    def open_flow_runs(self) -> list[str]:
-        """The flow runs that started and did not end, oldest first."""
-        runs = schema.flow_runs
-        with self._database.read() as connection:
-            return list(connection.scalars(select(runs.c.id).where(runs.c.ended.is_(None)).order_by(runs.c.started)))
+    # --- notes --------------------------------------------------------------------------------------------------------
 
     def note(self, key: str, value: Any) -> None:
         """Keep a small JSON value under `key`, in place of the last one."""

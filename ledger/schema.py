@@ -123,12 +123,4 @@ lease = Table(
     Column("expires", Double, nullable=False),
 )
 
-flow_runs = Table(
-    "flow_runs",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("started", Double, nullable=False),
-    Column("ended", Double),
-)
-
 notes = Table("notes", metadata, Column("key", String, primary_key=True), Column("value", JSON, nullable=False))

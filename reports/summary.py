@@ -92,6 +92,7 @@ def round_note(record: Mapping[str, Any]) -> str:
     names = f": {', '.join(sites)}" if len(sites) <= 12 else ""
     parts = [f"{len(sites)} sites trained on {rows:.0f} patients{names}."]
     parts += [f"- **{site}** sat out: {reason}" for site, reason in record["excluded"].items()]
+    parts += [f"- **{site}** took part with a warning: {reason}" for site, reason in record["warned"].items()]
     parts += [f"- **{site}** refused: {reason}" for site, reason in record["refused"].items()]
     return "\n".join(parts)[:MOST]
 
@@ -115,7 +116,7 @@ def last_scores(visits: Sequence[Any]) -> Mapping[str, Any] | None:
 def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> list[Line]:
     """A line a site, then one for all sites."""
     record = last_scores(visits) or (
-        visits[-1].record if visits else {"sites": {}, "excluded": {}, "refused": {}, "metrics": {}}
+        visits[-1].record if visits else {"sites": {}, "excluded": {}, "refused": {}, "warned": {}, "metrics": {}}
     )
     metric = headline(study)
     local, pooled, patients = (baselines.get(key, {}) for key in ("local", "pooled", "patients"))
@@ -127,7 +128,7 @@ def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
                 Line(
                     site,
                     patients.get(site),
-                    "passed",
+                    f"warned: {record['warned'][site]}" if site in record["warned"] else "passed",
                     local.get(site, {}).get(metric),
                     own,
                     pooled.get(site, {}).get(metric),

@@ -33,6 +33,7 @@ def record(
         "histogram": histogram.tolist(),
         "refused": dict(closed.refused),
         "excluded": {name: line(verdicts[name]) for name in excluded},
+        "warned": {name: line(verdicts[name]) for name in taking_part if name in verdicts and verdicts[name].failures},
         "decision": decision and {"promote": decision.promote, "reason": decision.reason},
         "champion": closed.state.champion and closed.state.champion.round,
     }

@@ -28,7 +28,7 @@ from fedrounds.tasks.verdict import Verdict, from_json, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
 from fedrounds.tasks.withheld import withheld
 
-ALONE = 16  # sites up to which each has tasks of its own; above, so many tasks carry batches of them
+ALONE = 32  # sites up to which each has tasks of its own; above, so many tasks carry batches of them
 COMPARED = 64  # sites up to which each also trains alone, to compare with
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -292,8 +292,15 @@ class Run:
             self._tracking = self._ask_track()
 
     def finish_tracking(self) -> Any:
-        """A future: everything is in MLflow, plots and note included."""
+        """A future: everything is in MLflow, plots and note included. The plots are drawn here, while MLflow catches up."""
+        from fedrounds.reports.summary import plots
+
         self.warm_up()
+        self.track()
+        folder = self.place.own / "plots"
+        folder.mkdir(exist_ok=True)
+        for name, png in plots(self.folder.study, self.ledger.visits(), self.ledger.noted("baselines") or {}).items():
+            (folder / f"{name}.png").write_bytes(png)
         return self._ask_track(finish=True)
 
     def _ask_track(self, finish: bool = False) -> Any:

@@ -9,27 +9,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
-from fedrounds.core.state import RunState
 from fedrounds.ledger import Entry, Ledger
-from fedrounds.reports.summary import SHOWN, model_note, round_note, study_note, version_note
+from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note, version_note
 from fedrounds.tasks.child import serve
+from fedrounds.tasks.model_folder import ModelFolder
 
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
-TRUSTED = [
-    "numpy.dtype"
-]  # what skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site
+# What skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site.
+TRUSTED = ["numpy.dtype"]
 CHAMPION = "champion"
 
 
@@ -49,13 +44,12 @@ class Projection:
         self.runs = self._known_runs()
         self.versions = self._known_versions()
         self.points: defaultdict[str, list[Any]] = defaultdict(list)  # what a run is about -> metrics not yet written
-        self.first: dict[
-            tuple[str, int], int
-        ] = {}  # (metrics or training, round) -> the visit that first had them of its model
+        # (metrics or training, round) -> the visit that first had them of its model
+        self.first: dict[tuple[str, int], int] = {}
         self.seen = 0
         self.restored = False
         self.reports: list[str] = []  # what was put right that somebody else had changed
-        self.template = ModelFolder(self.plan)
+        self.template = ModelFolder(self.plan, _save)
 
     # --- what is there already ----------------------------------------------------------------------------------------
 
@@ -181,6 +175,8 @@ class Projection:
         }
         if record["excluded"]:
             tags["fedrounds.excluded"] = json.dumps(record["excluded"], ensure_ascii=False)[:5000]
+        if record["warned"]:
+            tags["fedrounds.warned"] = json.dumps(record["warned"], ensure_ascii=False)[:5000]
         if record["refused"]:
             tags["fedrounds.refused"] = json.dumps(record["refused"], ensure_ascii=False)[:5000]
         run = self.run(about, entry.started, **tags)
@@ -202,14 +198,13 @@ class Projection:
         self.client.set_terminated(run, end_time=int(entry.committed * 1000))
 
     def _register(self, entry: Entry, run: str) -> None:
-
         state = self.ledger.state(entry.visit)
         folder = self.artifacts / run / "artifacts"
         folder.mkdir(parents=True, exist_ok=True)
         self.template.write(state, run, folder / "model")
         _write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
         (folder / "verdicts.json").write_text(
-            json.dumps({"excluded": entry.record["excluded"], "refused": entry.record["refused"]}, indent=2)
+            json.dumps({kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}, indent=2)
         )
         tags = {
             "fedrounds.lineage": self.lineage.lineage,
@@ -289,17 +284,12 @@ class Projection:
 
     # --- the end of a run ---------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Plots, the note that MLflow shows beside the run, and the run's end."""
-        from fedrounds.reports.summary import note, plots
-
+    def finish(self, plots: Path) -> None:
+        """The plots that lie beside the ledger, the note that MLflow shows beside the run, and the run's end."""
         run = self.runs["lineage"]
         entries = self.ledger.visits()
         table = self.ledger.noted("baselines") or {}
-        folder = self.artifacts / run / "artifacts" / "plots"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, png in plots(self.study, entries, table).items():
-            (folder / f"{name}.png").write_bytes(png)
+        shutil.copytree(plots, self.artifacts / run / "artifacts" / "plots", dirs_exist_ok=True)
         self.client.set_tag(run, "mlflow.note.content", note(self.study, entries, table))
         for about, made in self.runs.items():
             if about == "lineage" or about.startswith("site "):
@@ -324,67 +314,27 @@ def _make_store(file: Path, scratch: Path) -> None:
         scratch.replace(file)
 
 
-class ModelFolder:
-    """An MLflow model of a state: skops, a signature, an example of made-up rows, fixed requirements.
+def _save(plan: Plan, model: Any, folder: Path) -> None:
+    """Write a model as MLflow does."""
+    from importlib.metadata import version
 
-    MLflow writes the first; of a later one only what differs is written anew: the model, its size, its run, its time and its own id.
-    """
+    import mlflow.sklearn
+    from mlflow.models import infer_signature
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.steps: Any = None
-        self.first: dict[str, bytes] = {}
+    from fedrounds.core.export import example
 
-    def write(self, state: RunState, run: str, folder: Path) -> None:
-        """Write the state's model for a run; a half-written one of an earlier try is replaced."""
-        import skops.io
-
-        from fedrounds.core.export import pipeline, preprocessing
-
-        self.steps = self.steps or preprocessing(self.plan, state.statistics)
-        model = pipeline(self.plan, state, self.steps)
-        scratch = folder.with_name("model.new")
-        for old in (scratch, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        if not self.first:
-            self._save(model, scratch)
-            self.first = {file.name: file.read_bytes() for file in scratch.iterdir()}
-        else:
-            scratch.mkdir()
-            for name, content in self.first.items():
-                (scratch / name).write_bytes(content)
-            skops.io.dump(model, scratch / "model.skops")
-        document = yaml.safe_load(self.first["MLmodel"])
-        document |= {
-            "run_id": run,
-            "artifact_path": "model",
-            "model_uuid": uuid.uuid4().hex,
-            "model_size_bytes": sum(file.stat().st_size for file in scratch.iterdir()),
-            "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
-        }
-        (scratch / "MLmodel").write_text(yaml.safe_dump(document))
-        scratch.rename(folder)
-
-    def _save(self, model: Any, folder: Path) -> None:
-        from importlib.metadata import version
-
-        import mlflow.sklearn
-        from mlflow.models import infer_signature
-
-        from fedrounds.core.export import example
-
-        predict = "predict" if self.plan.task == "regression" else "predict_proba"
-        made_up = example(self.plan.study)
-        mlflow.sklearn.save_model(
-            model,
-            str(folder),
-            serialization_format="skops",
-            skops_trusted_types=TRUSTED,
-            signature=infer_signature(made_up, getattr(model, predict)(made_up)),
-            input_example=made_up,
-            pyfunc_predict_fn=predict,
-            pip_requirements=[f"{name}=={version(name)}" for name in ("scikit-learn", "skops", "numpy", "pandas")],
-        )
+    predict = "predict" if plan.task == "regression" else "predict_proba"
+    made_up = example(plan.study)
+    mlflow.sklearn.save_model(
+        model,
+        str(folder),
+        serialization_format="skops",
+        skops_trusted_types=TRUSTED,
+        signature=infer_signature(made_up, getattr(model, predict)(made_up)),
+        input_example=made_up,
+        pyfunc_predict_fn=predict,
+        pip_requirements=[f"{name}=={version(name)}" for name in ("scikit-learn", "skops", "numpy", "pandas")],
+    )
 
 
 def _write_parameters(file: Path, parts: Mapping[str, Any]) -> None:
@@ -433,7 +383,7 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
     projection = _projections[key]
     written = projection.project()
     if request.get("finish"):
-        projection.finish()
+        projection.finish(Path(key).with_name("plots"))
     return {"written": written, "reports": projection.reports}
 
 

@@ -118,7 +118,7 @@ def ask(url, body=None):
 
 def test_the_address_opens_the_studys_runs_with_every_round_and_site(browser, ui):
     rounds = [f"round {number}" for number in range(1, ROUNDS + 1)]
-    note = "Real patients, simulated hospitals"
+    note = "real patients, simulated hospitals"
     visit(browser, ui["mlflow"], "mlflow-runs", *rounds, "site north", "log_loss", "auc", note)
     assert "Model training" in shown(browser)
     links = {link.text for link in browser.find_elements("css selector", "a[href*='/runs/']")}
@@ -199,7 +199,8 @@ def scroll(browser) -> None:
 def test_prefect_shows_the_tables_of_the_gate_and_the_result(browser, ui, key, texts):
     server = ui["prefect"].removesuffix("/runs")
     found = {it["key"]: it["id"] for it in ask(f"{server}/api/artifacts/filter", {})}
-    visit(browser, f"{server}/artifacts/artifact/{found[f"{key}-diabetes"]}", f"prefect-{key}", "north", *texts)
+    artifact = found[f"{key}-diabetes"]
+    visit(browser, f"{server}/artifacts/artifact/{artifact}", f"prefect-{key}", "north", *texts)
 
 
 # --- the command itself -----------------------------------------------------------------------------------------------

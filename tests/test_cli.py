@@ -24,7 +24,7 @@ import pytest
 
 from fedrounds.cli.main import main
 from fedrounds.cli.run import _columns
-from fedrounds.cli.status import _print
+from fedrounds.cli.status import _last_failure, _print
 from fedrounds.reports.summary import Line
 from fedrounds.tasks import folder as folders
 
@@ -371,7 +371,7 @@ TABLE = [
 def test_the_table_fits_and_long_reasons_stand_below_it(columns, new_study, monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", str(columns))
     record = {"metrics": {"auc_error": 0.00003}, "champion": 20, "decision": {"reason": "promoted"}}
-    _print(folders.read(new_study), TABLE, record, 23, [], [], 12.34)
+    _print(folders.read(new_study), TABLE, record, 23, [], 12.34)
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "Will this patient be readmitted within 30 days? · 23 rounds in 12.3 s"
     table = lines[2:7]
@@ -405,7 +405,10 @@ def test_the_progress_bar_is_one_line_of_80_columns_whatever_the_names():
 
 def test_a_last_try_that_failed_is_shown(new_study, capfd):
     failure = SimpleNamespace(failed=2.0, reason="expected at least 3 of 4 sites to pass the gate, found 2")
-    _print(folders.read(new_study), TABLE, {}, 2, [SimpleNamespace(committed=1.0)], [failure], None)
+    said = _last_failure([SimpleNamespace(committed=1.0)], [failure])
+    assert _last_failure([SimpleNamespace(committed=3.0)], [failure]) == []
+    _print(folders.read(new_study), TABLE, {}, 2, [*said, "the alias was moved by hand"], None)
     out = capfd.readouterr().out
     assert "· 2 of 3 rounds\n" in out
     assert "last try failed: expected at least 3 of 4 sites to pass the gate, found 2\n" in out
+    assert "the alias was moved by hand\n" in out

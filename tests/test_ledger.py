@@ -210,17 +210,11 @@ def test_the_projector_sees_what_it_has_not_marked(ledger):
     assert ledger.unprojected() == [1, 3]
 
 
-def test_notes_and_open_flow_runs(ledger):
+def test_a_note_is_written_over(ledger):
     assert ledger.noted("baselines") is None
     ledger.note("baselines", {"pooled": 0.5})
     ledger.note("baselines", {"pooled": 0.8})
     assert ledger.noted("baselines") == {"pooled": 0.8}
-    for run in "ba":
-        ledger.flow_started(run)
-    assert ledger.open_flow_runs() == ["b", "a"]
-    ledger.flow_ended("b")
-    ledger.flow_ended("b")
-    assert ledger.open_flow_runs() == ["a"]
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
