@@ -142,11 +142,11 @@ def _flow(
 
     with opened_run(folder, place, on_visit, wards, clock) as run, clock("Prefect"):
         run.warm_up()
+        import fastapi.encoders  # noqa: F401  Prefect's client wants it for its first call: better now than when the server is there
+
         from fedrounds.flows.study import carry
 
-        logging.getLogger("EventsWorker").setLevel(
-            logging.ERROR
-        )  # it counts what it still has to send, on the terminal
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts aloud what it still has to send
         if server is not None:
             server.wait()
         asyncio.run(carry(run, more))
