@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedrounds.core.answer import Policy
 from fedrounds.core.champion import judged
 from fedrounds.core.errors import DataContractError, GateHalt, QuorumError
 from fedrounds.core.messages import Ask, encode
@@ -252,7 +253,8 @@ class Run:
     def baselines(self) -> None:
         """What each site would have alone, and what one pool of all rows would give: only where all rows are in one process.
 
-        They take over the study's statistics: a site that does not record a feature could not agree on its own.
+        They take over the study's statistics: a site that does not record a feature could not agree on its own. What is too few to be
+        scored in a round is too few here.
         """
         from fedrounds.core.evaluate import metrics, total
 
@@ -266,11 +268,11 @@ class Run:
         local: dict[str, Any] = {}
         with withheld("to train the models to compare with"):
             for name, cohort in cohorts.items():
-                closed = list(
-                    simulate(self.plan, {name: cohort}, rounds, state=self.plan.start(self.state.statistics))
-                )[-1]
+                start, policy = self.plan.start(self.state.statistics), self.wards[name].policy
+                closed = list(simulate(self.plan, {name: cohort}, rounds, state=start, policy=policy))[-1]
                 local[name] = metrics(self.plan.task, *closed.scores[name])
-            pooled = _pooled(self.plan, cohorts, rounds, self.state.statistics)
+            policies = {name: self.wards[name].policy for name in cohorts}
+            pooled = _pooled(self.plan, cohorts, policies, rounds, self.state.statistics)
         table = {
             "local": local,
             "pooled": {name: metrics(self.plan.task, *scores) for name, scores in pooled.items()},
@@ -308,7 +310,9 @@ class Run:
         return self._track.call({"ledger": str(self.place.ledger), "mlruns": str(self.place.mlruns), "finish": finish})
 
 
-def _pooled(plan: Any, cohorts: dict[str, Any], rounds: int, statistics: Any) -> dict[str, tuple[Any, Any]]:
+def _pooled(
+    plan: Any, cohorts: dict[str, Any], policies: Mapping[str, Policy], rounds: int, statistics: Any
+) -> dict[str, tuple[Any, Any]]:
     """Scores at each site of a model trained on all rows in one place by the same local rule."""
     import numpy as np
 
@@ -316,7 +320,6 @@ def _pooled(plan: Any, cohorts: dict[str, Any], rounds: int, statistics: Any) ->
     from fedrounds.core.preprocess import Cohort
     from fedrounds.core.preprocess import encode as encode_rows
     from fedrounds.core.round import open_round as ask
-    from fedrounds.core.simulate import OPEN
 
     names = sorted(cohorts)
     parts = [cohorts[name] for name in names]
@@ -332,7 +335,7 @@ def _pooled(plan: Any, cohorts: dict[str, Any], rounds: int, statistics: Any) ->
     scores: dict[str, tuple[Any, Any]] = {}
     for name in names:
         rows = encode_rows(cohorts[name], plan.study, state.statistics, plan.ones)
-        reply = handle(request, {}, rows, plan, OPEN, name, plan.rng(0, name))[1]
+        reply = handle(request, {}, rows, plan, policies[name], name, plan.rng(0, name))[1]
         scores[name] = reply.arrays["scores"], reply.arrays["histogram"]
     return scores
 
