@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.core.errors import DataContractError
-from fedrounds.core.params import Array, digest
+from fedrounds.core.params import Array
 from fedrounds.core.study import (
     Binary,
     Category,
@@ -316,8 +316,3 @@ def encode(cohort: Cohort, study: Study, statistics: Statistics, ones: bool) -> 
     X = np.ascontiguousarray(np.hstack([Z, np.ones((len(Z), 1))]) if ones else Z)
     train = ~cohort.valid
     return Rows(X[train], cohort.y[train], X[cohort.valid], cohort.y[cohort.valid])
-
-
-def statistics_digest(statistics: Statistics) -> str:
-    """Short name of the statistics, to see whether rows were encoded by them."""
-    return digest(statistics)

@@ -48,7 +48,9 @@ def offline(tmp_path):
         or not shutil.which("ip")
         or subprocess.run([*IN_IT, "true"], capture_output=True).returncode
     ):
-        pytest.skip("no network namespace can be made here: it needs util-linux, iproute2 and the right to use them")
+        pytest.fail(
+            "no network namespace can be made here: apt-get install util-linux iproute2, and run as root or allow user namespaces"
+        )
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
     notes = tmp_path / "notes"

@@ -7,8 +7,9 @@ import pytest
 from sklearn.impute import SimpleImputer
 
 from fedrounds.core.errors import DataContractError
+from fedrounds.core.params import digest
 from fedrounds.core.plan import build
-from fedrounds.core.preprocess import Cohort, clean, encode, statistics_digest
+from fedrounds.core.preprocess import Cohort, clean, encode
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
@@ -273,8 +274,8 @@ def test_a_feature_without_a_value_in_any_training_row_is_named():
 def test_rows_are_named_by_the_statistics_that_encoded_them():
     of = study(["a"])
     first, second = (agreed(of, {"n": clean(table(a=[1.0, 2.0, x]), of, "n")}) for x in (3.0, 4.0))
-    assert statistics_digest(first) != statistics_digest(second)
-    assert statistics_digest(first) == statistics_digest(dict(reversed(first.items())))
+    assert digest(first) != digest(second)
+    assert digest(first) == digest(dict(reversed(first.items())))
 
 
 # --- the split --------------------------------------------------------------------------------------------------------
