@@ -23,7 +23,8 @@ class Folded:
 
     state: RunState
     scores: Scores = field(default_factory=dict[str, tuple[Array, Array]])
-    champion_scores: Scores = field(default_factory=dict[str, tuple[Array, Array]])
+    paired: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    """site -> [n, sum of d, sum of d²] with d = loss(model) − loss(champion) of a validation row, where a champion was scored beside it"""
     training: Mapping[str, tuple[float, float, float]] = field(default_factory=dict[str, tuple[float, float, float]])
     """site -> (training rows, sum of their losses under the model that came in, lambda)"""
 

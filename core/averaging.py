@@ -16,42 +16,41 @@ import numpy as np
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
 from fedrounds.core.combine import Combine
 from fedrounds.core.errors import UpdateRejected
-from fedrounds.core.evaluate import SUMS, Task, histogram_shape, score
+from fedrounds.core.evaluate import SUMS, Task, histogram_shape, paired, score
 from fedrounds.core.local import Gradient, Train
 from fedrounds.core.models.family import Family
-from fedrounds.core.params import Array, Vector
+from fedrounds.core.params import Array
 from fedrounds.core.preprocess import Rows
 from fedrounds.core.server import ServerStep
 from fedrounds.core.state import RunState
 
 
 def scoring(family: Family, task: Task, classes: int, bins: int) -> Algorithm:
-    """Score the current model, and the champion where its scores on the present data are not known; change nothing."""
+    """Score the current model, and beside it the champion if that is another one; change nothing."""
 
     def ask(state: RunState) -> Payload:
         payload = {"theta": state.theta, **state.statistics}
-        if state.champion and state.champion.losses is None and state.champion.round != state.round:
+        if state.champion and state.champion.round != state.round:
             payload["champion"] = state.champion.theta
         return payload
-
-    def scored(theta: Vector, rows: Rows) -> tuple[Array, Array]:
-        prediction = family.predict(theta, rows.X_valid)
-        return score(task, prediction, family.losses(prediction, rows.y_valid), rows.y_valid, bins)
 
     def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         del rng
         sums: dict[str, Array] = {}
-        sums["scores"], sums["histogram"] = scored(payload["theta"], rows)
+        prediction = family.predict(payload["theta"], rows.X_valid)
+        losses = family.losses(prediction, rows.y_valid)
+        sums["scores"], sums["histogram"] = score(task, prediction, losses, rows.y_valid, bins)
         if "champion" in payload:
-            sums["champion_scores"], sums["champion_histogram"] = scored(payload["champion"], rows)
+            others = family.losses(family.predict(payload["champion"], rows.X_valid), rows.y_valid)
+            sums["paired"] = paired(losses, others)
         return memory, sums
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
         scores: dict[str, tuple[Array, Array]] = {}
-        champion: dict[str, tuple[Array, Array]] = {}
+        compared: dict[str, Array] = {}
         for site, sums in replies:
-            _keep(site, sums, scores, champion)
-        return Folded(state, scores, champion)
+            _keep(site, sums, scores, compared)
+        return Folded(state, scores, compared)
 
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
         del exchange
@@ -86,7 +85,7 @@ def averaging(
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
         total = combine.start(family.layout.size)
         scores: dict[str, tuple[Array, Array]] = {}
-        champion: dict[str, tuple[Array, Array]] = {}
+        compared: dict[str, Array] = {}
         training: dict[str, tuple[float, float, float]] = {}
         for site, sums in replies:
             rows, loss = (float(value) for value in sums["train"])
@@ -95,9 +94,9 @@ def averaging(
             share = weight(site, rows)
             total = combine.add(total, sums["delta"], share)
             training[site] = rows, loss, share
-            _keep(site, sums, scores, champion)
+            _keep(site, sums, scores, compared)
         memory, theta = server.step(state.memory, state.theta, combine.finish(total))
-        return Folded(replace(state, round=state.round + 1, theta=theta, memory=memory), scores, champion, training)
+        return Folded(replace(state, round=state.round + 1, theta=theta, memory=memory), scores, compared, training)
 
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
         return {"delta": (family.layout.size,), "train": (2,), **score_only.shapes(exchange)}
@@ -105,9 +104,11 @@ def averaging(
     return Algorithm(score_only.ask, answer, fold, shapes)
 
 
-def _keep(
-    site: str, sums: Sums, scores: dict[str, tuple[Array, Array]], champion: dict[str, tuple[Array, Array]]
-) -> None:
+def _keep(site: str, sums: Sums, scores: dict[str, tuple[Array, Array]], compared: dict[str, Array]) -> None:
     scores[site] = sums["scores"], sums["histogram"]
-    if "champion_scores" in sums:
-        champion[site] = sums["champion_scores"], sums["champion_histogram"]
+    if "paired" in sums:
+        if sums["paired"][0] != sums["scores"][0]:
+            raise UpdateRejected(
+                f"expected both models scored on the same rows at site '{site}', found differences of others: it was refused"
+            )
+        compared[site] = sums["paired"]

@@ -17,6 +17,7 @@ from fedrounds.core.params import Array
 
 Task = Literal["regression", "binary", "multiclass"]
 SUMS = 4  # length of the vector of sums
+PAIRED = 3  # and of that of two models compared
 LOSS = {"regression": "mse", "binary": "log_loss", "multiclass": "log_loss"}
 HEADLINE = {"regression": "r2", "binary": "auc", "multiclass": "auc"}
 
@@ -48,6 +49,16 @@ def score(task: Task, prediction: Array, losses: Array, y: Array, bins: int) -> 
     correct = np.count_nonzero(prediction.argmax(1) == outcome)
     histograms = [_histogram(prediction[:, k], one_hot[:, k], bins) for k in range(prediction.shape[1])]
     return np.array([n, losses.sum(), brier, correct]), np.stack(histograms)
+
+
+def paired(losses: Array, others: Array) -> Array:
+    """`[n, Σd, Σd²]` (3,) of the differences d of two models' losses (n,) on the same rows.
+
+    >>> paired(np.array([1.0, 3.0]), np.array([2.0, 0.0])).tolist()
+    [2.0, 2.0, 10.0]
+    """
+    difference = losses - others
+    return np.array([float(len(difference)), difference.sum(), difference @ difference])
 
 
 def _histogram(probability: Array, y: Array, bins: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedrounds.core.study import Frozen, Name, NonNegative
+from fedrounds.core.study import Fraction, Frozen, Name, NonNegative
 
 
 class Gate(Frozen):
@@ -23,10 +23,18 @@ class Gate(Frozen):
 class Promotion(Frozen):
     """When a version becomes champion: the pooled validation loss falls by more than `improvement` (in loss units), and
     no site's rises by more than `margin`.
+
+    `confidence`: of the interval of the mean paired difference, whose upper end must show the fall; 0 asks the mean alone.
+    `gates`: "passed" asks that every site's data passed the gate in the version's round, those that sat it out for it included.
+    `approval`: "required" lets a person have the last word on what passes (`fedrounds promote`).
+    A privacy budget has no say here yet: nothing spends one.
     """
 
     improvement: NonNegative = 0.0
     margin: NonNegative = 0.05
+    confidence: Fraction = 0.95
+    gates: Literal["any", "passed"] = "any"
+    approval: Literal["none", "required"] = "none"
 
 
 class Schedule(Frozen):

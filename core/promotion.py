@@ -1,65 +1,156 @@
-"""Whether the latest version becomes champion: one rule, and one sentence that says why."""
+"""Whether the latest version becomes champion: one rule, and one sentence that says why.
+
+Both models are scored on the same validation rows at the same visit, so their losses are compared patient by patient: a site sends
+`[n, Σd, Σd²]` of d = loss(candidate) − loss(champion), and sums of sites add up.
+
+The interval of a mean difference is Student's, two-sided, with n − 1 degrees of freedom (Student 1908), over the patients of all sites
+together: it takes patients as independent draws and knows nothing of hospitals as clusters. It is one look: at a confidence of 0.95 a
+version that is no better passes once in forty, so a study that asks every round for long should ask for more confidence.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from math import isfinite, sqrt
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from fedrounds.core.algorithm import Scores
 from fedrounds.core.operations import Promotion
-from fedrounds.core.state import Losses
+from fedrounds.core.params import Array
+
+Outcome = Literal["promoted", "kept", "pending"]
+
+
+class Interval(NamedTuple):
+    """A mean difference of losses over n patients, and its confidence interval; None where n is too small for one."""
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class Check(NamedTuple):
+    """One part of the rule: what was found, and the limit that it is held against."""
+
+    rule: str
+    passed: bool
+    found: float | None
+    limit: float
 
 
 class Decision(NamedTuple):
-    """What was decided, and the sentence that goes on record."""
+    """What was decided, the sentence that goes on record, and the numbers behind both."""
 
-    promote: bool
+    outcome: Outcome
     reason: str
+    paired: Interval | None = None
+    sites: Mapping[str, Interval] = {}
+    checks: tuple[Check, ...] = ()
+    confidence: float = 0.0
+
+    @property
+    def promote(self) -> bool:
+        """Whether the version is champion from now on."""
+        return self.outcome == "promoted"
 
 
-def losses_of(scores: Scores) -> Losses:
-    """site -> (validation rows, sum of their losses); sites without validation rows have no say."""
-    return {site: (float(sums[0]), float(sums[1])) for site, (sums, _) in scores.items() if sums[0] > 0}
+def interval(sums: Array, confidence: float) -> Interval:
+    """The mean of n differences and its interval, from `[n, Σd, Σd²]`.
+
+    s² = (Σd² − (Σd)²/n) / (n − 1), mean ± t s / √n. A confidence of 0 gives the mean alone; below two patients there is no interval.
+
+    >>> [round(value, 6) for value in interval(np.array([4.0, 8.0, 20.0]), 0.95)]  # 1, 1, 3, 3: t of 3 degrees of freedom is 3.182446
+    [4, 2.0, 0.162614, 3.837386]
+    """
+    from scipy.special import stdtrit  # here, because `fedrounds --help` must not load scipy
+
+    n, total, squares = (float(value) for value in sums)
+    mean = total / n
+    if n < 2:
+        return Interval(int(n), mean, None, None)
+    spread = sqrt(max(squares - total * mean, 0.0) / (n - 1))
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * spread / sqrt(n)
+    return Interval(int(n), mean, mean - half, mean + half) if isfinite(half) else Interval(int(n), mean, None, None)
 
 
-def judge(rule: Promotion, candidate: Scores, champion: Losses | None) -> Decision:
-    """Compare two models on the same validation rows: those of every site that scored both.
+def judge(
+    rule: Promotion, candidate: Scores, paired: Mapping[str, Array] | None, failed: Sequence[str] = ()
+) -> Decision:
+    """Hold a version against the rule.
 
-    The pooled mean loss must fall by more than `rule.improvement`, and no site's mean loss may rise by more than `rule.margin`.
+    The upper end of the pooled mean difference's interval must lie below −`rule.improvement`, no site's mean difference (the value, not
+    its interval: a small hospital would veto everything) above `rule.margin`, and with `gates = "passed"` no site may be in `failed`.
+    What passes waits for a person where `approval` is required.
 
-    >>> import numpy as np
-    >>> scores = {"east": (np.array([10.0, 4.0, 0.0, 0.0]), np.zeros(0)), "west": (np.array([10.0, 7.0, 0.0, 0.0]), np.zeros(0))}
-    >>> judge(Promotion(margin=0.05), scores, {"east": (10.0, 6.0), "west": (10.0, 6.0)}).reason
+    Args:
+        candidate: what each site's validation rows say of the version, for the sentence.
+        paired: site -> [n, Σd, Σd²] against the champion, of sites with validation rows; None if there is no champion.
+        failed: sites whose data did not pass the gate in the version's own round.
+
+    >>> scores = {"east": (np.array([10.0, 4.0, 0, 0]), np.zeros(0)), "west": (np.array([10.0, 7.0, 0, 0]), np.zeros(0))}
+    >>> paired = {"east": np.array([10.0, -2.0, 0.4]), "west": np.array([10.0, 1.0, 0.1])}
+    >>> judge(Promotion(margin=0.05), scores, paired).reason
     "kept the champion: the loss at 'west' rose by 0.1 from 0.6 to 0.7, the margin is 0.05 (pooled 0.6 to 0.55)"
     """
-    if champion is None:
-        return Decision(True, "promoted: it is the first model")
-    ours = losses_of(candidate)
-    shared = sorted(site for site in ours if site in champion and champion[site][0] > 0)
+    gates = [Check("gates", not failed, float(len(failed)), 0.0)] if rule.gates == "passed" else []
+    ungated = f"the data of {_named(failed)} did not pass the gate in its round" if gates and failed else ""
+    if paired is None:
+        if ungated:
+            return Decision("kept", f"not promoted: {ungated}", checks=tuple(gates))
+        return _passed(rule, "it is the first model", Decision("promoted", "", checks=tuple(gates)))
+    shared = sorted(site for site, sums in paired.items() if sums[0] > 0)
     if not shared:
-        return Decision(False, "kept the champion: no site has scored both models")
-    after, before = _pooled(ours, shared), _pooled(champion, shared)
-    rise = {site: _pooled(ours, [site]) - _pooled(champion, [site]) for site in shared}
-    worst = max(shared, key=lambda site: rise[site])
-    pooled = f"pooled {before:.4g} to {after:.4g}"
-    if rise[worst] > rule.margin:
-        was, now = _pooled(champion, [worst]), _pooled(ours, [worst])
-        return Decision(
-            False,
-            f"kept the champion: the loss at '{worst}' rose by {rise[worst]:.4g} from {was:.4g} to {now:.4g},"
-            f" the margin is {rule.margin:.4g} ({pooled})",
-        )
-    if not before - after > rule.improvement:
-        return Decision(
-            False,
-            f"kept the champion: the loss changed by {after - before:+.4g} ({pooled}) and had to fall by more than"
-            f" {rule.improvement:.4g}; worst at '{worst}', {rise[worst]:+.4g}",
-        )
-    return Decision(
-        True,
-        f"promoted: the loss fell by {before - after:.4g} ({pooled}) over {len(shared)} sites; worst at '{worst}', {rise[worst]:+.4g}",
-    )
+        return Decision("kept", "kept the champion: no site has scored both models", checks=tuple(gates))
+    sites = {site: interval(paired[site], rule.confidence) for site in shared}
+    total = np.zeros(3)
+    for site in shared:
+        total = total + paired[site]
+    pooled = interval(total, rule.confidence)
+    worst = max(shared, key=lambda site: sites[site].mean)
+    rise = sites[worst].mean
+    must = 0.0 - rule.improvement
+    better = Check("improvement", pooled.high is not None and pooled.high < must, pooled.high, must)
+    harmless = Check("margin", rise <= rule.margin, rise, rule.margin)
+    found = Decision("kept", "", pooled, sites, (better, harmless, *gates), rule.confidence)
+
+    after = sum(float(candidate[site][0][1]) for site in shared) / pooled.n
+    change = f"pooled {after - pooled.mean:.4g} to {after:.4g}"
+    sure = f"{_interval(pooled, rule.confidence)}{change}"
+    if not harmless.passed:
+        now = float(candidate[worst][0][1]) / sites[worst].n
+        why = f"the loss at '{worst}' rose by {rise:.4g} from {now - rise:.4g} to {now:.4g}, the margin is {rule.margin:.4g} ({change})"
+    elif not better.passed:
+        had = "its upper end had to be below" if rule.confidence else "it had to be below"
+        why = f"the loss changed by {pooled.mean:+.4g} ({sure}), {had} {must:.4g}; worst at '{worst}', {rise:+.4g}"
+    elif ungated:
+        why = f"{ungated} ({sure})"
+    else:
+        why = f"the loss fell by {-pooled.mean:.4g} ({sure}) over {len(shared)} sites; worst at '{worst}', {rise:+.4g}"
+        return _passed(rule, why, found)
+    return found._replace(reason=f"kept the champion: {why}")
 
 
-def _pooled(losses: Losses, sites: list[str]) -> float:
-    """Mean loss over the rows of these sites."""
-    return sum(losses[site][1] for site in sites) / sum(losses[site][0] for site in sites)
+def _passed(rule: Promotion, why: str, found: Decision) -> Decision:
+    """The decision on a version that holds against the rule."""
+    if rule.approval == "required":
+        return found._replace(outcome="pending", reason=f"waits for approval: {why}")
+    return found._replace(outcome="promoted", reason=f"promoted: {why}")
+
+
+def _interval(found: Interval, confidence: float) -> str:
+    if found.low is None or found.high is None:
+        return "too few patients for an interval; "
+    return f"{100 * confidence:g} % interval {found.low:+.4g} to {found.high:+.4g}; " if confidence else ""
+
+
+def _named(sites: Sequence[str]) -> str:
+    """Up to four names.
+
+    >>> _named(["a", "b"]), _named(["a", "b", "c", "d", "e", "f"])
+    ("'a', 'b'", "'a', 'b', 'c', 'd' and 2 more")
+    """
+    more = f" and {len(sites) - 4} more" if len(sites) > 4 else ""
+    return ", ".join(f"'{site}'" for site in sites[:4]) + more

@@ -12,11 +12,13 @@ Arrival order never changes a bit: replies are folded in the order of site names
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fedrounds.core.algorithm import Folded, Scores, Sums
 from fedrounds.core.errors import QuorumError, UpdateRejected
+from fedrounds.core.evaluate import PAIRED
 from fedrounds.core.messages import Ask, Reply, Request
+from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.state import RunState
 
@@ -42,7 +44,7 @@ class Closed:
     ask: Ask
     scored: int
     scores: Scores
-    champion_scores: Scores
+    paired: Mapping[str, Array]  # site -> [n, Σd, Σd²] against the champion, empty if there was none to compare with
     training: Mapping[str, tuple[float, float, float]]  # site -> (rows, sum of losses, lambda)
     refused: Mapping[str, str]
 
@@ -75,7 +77,7 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
         asking.request.ask,
         asking.state.round,
         folded.scores,
-        folded.champion_scores,
+        folded.paired,
         folded.training,
         refused,
     )
@@ -133,7 +135,7 @@ def check(reply: Reply, request: Request, sites: tuple[str, ...], shapes: Mappin
     if reply.refusal:
         return
     if "champion" in request.arrays:
-        shapes = {**shapes, "champion_scores": shapes["scores"], "champion_histogram": shapes["histogram"]}
+        shapes = {**shapes, "paired": (PAIRED,)}
     if reply.arrays.keys() != shapes.keys():
         raise UpdateRejected(
             f"expected arrays {sorted(shapes)} from site '{reply.site}', found {sorted(reply.arrays)[:12]}: it was refused"
@@ -144,8 +146,3 @@ def check(reply: Reply, request: Request, sites: tuple[str, ...], shapes: Mappin
                 f"expected {name} of shape {shape}, found {reply.arrays[name].shape} from site '{reply.site}':"
                 f" its cohort lacks or adds a column of the study"
             )
-
-
-def with_champion_unscored(state: RunState) -> RunState:
-    """The state at the start of a run: the data may have changed, so the champion is scored again on the first visit."""
-    return replace(state, champion=replace(state.champion, losses=None)) if state.champion else state

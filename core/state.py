@@ -10,16 +10,13 @@ from fedrounds.core.errors import StateError, UpdateRejected
 from fedrounds.core.messages import pack, unpack
 from fedrounds.core.params import Array, Vector, digest
 
-Losses = Mapping[str, tuple[float, float]]  # site -> (validation rows, sum of their losses)
-
 
 @dataclass(frozen=True)
 class Champion:
-    """The model that a challenger must beat. `losses` is None until it was scored on the data as they are now."""
+    """The model that a challenger must beat: it is scored beside it, on the same rows at the same visit."""
 
     round: int
     theta: Vector
-    losses: Losses | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def dump(state: RunState) -> bytes:
     header: dict[str, Any] = {"study": state.study, "round": state.round, "exchange": state.exchange, "champion": None}
     if state.champion:
         arrays["champion"] = state.champion.theta
-        header["champion"] = [state.champion.round, state.champion.losses]
+        header["champion"] = [state.champion.round]
     return pack(header, arrays)
 
 
@@ -75,8 +72,6 @@ def _read(header: dict[str, Any], arrays: dict[str, Array]) -> RunState:
             kinds[kind][rest] = array
     champion: Champion | None = None
     if header["champion"] is not None:
-        number, losses = header["champion"]
-        if losses is not None:
-            losses = {site: (rows, loss) for site, (rows, loss) in losses.items()}
-        champion = Champion(number, arrays["champion"], losses)
+        number, *_ = header["champion"]  # states of 0.1 kept the champion's losses too
+        champion = Champion(number, arrays["champion"])
     return RunState(header["study"], header["round"], header["exchange"], arrays["theta"], champion=champion, **kinds)

@@ -67,16 +67,26 @@ class Database:
             raise StateError(
                 f"expected a ledger at {self.where}, found a database of something else: choose another state folder"
             )
-        if ours and found != schema.VERSION:
+        if ours and not 1 <= found <= schema.VERSION:
             raise StateError(
-                f"expected a ledger of version {schema.VERSION} at {self.where}, found version {found}: "
+                f"expected a ledger of version 1 to {schema.VERSION} at {self.where}, found version {found}: "
                 "another release of Fedrounds wrote it; install that release or a newer one"
             )
         if ours:
+            if found < schema.VERSION:
+                self._upgrade()
             return
         with self.one_line(), self._writer.begin() as connection:  # not `write`: there is no row to lock yet
             schema.metadata.create_all(connection)
             put(connection, schema.version, {"id": schema.ONLY}, {"version": schema.VERSION})
+
+    def _upgrade(self) -> None:
+        """From an earlier version to this one, in place and whole; of two processes that try, the second finds it done."""
+        with self.write() as connection:
+            found = connection.scalar(select(schema.version.c.version)) or schema.VERSION
+            if found < schema.VERSION:
+                schema.upgrade(connection, found)
+                connection.execute(update(schema.version).values(version=schema.VERSION))
 
 
 def put(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from sqlalchemy import Connection, Select, func, insert, select
 
@@ -31,7 +31,8 @@ from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
 from fedrounds.ledger import lease, schema, sqlite
 from fedrounds.ledger.database import Database, put
-from fedrounds.ledger.rows import Decision, Entry, Failure, Head, Lineage, Verdict, Visit
+from fedrounds.ledger.rows import Act, Decision, Entry, Failure, Head, Lineage, Verdict, Visit
+from fedrounds.ledger.standing import Standing, standing
 
 
 class Ledger:
@@ -200,6 +201,43 @@ class Ledger:
         with self._database.read() as connection:
             rows = connection.execute(select(schema.promotions).order_by(*schema.promotions.primary_key))
             return [Decision(**row) for row in rows.mappings()]
+
+    # --- acts of people -----------------------------------------------------------------------------------------------
+
+    def act(self, act: Literal["promote", "reject", "rollback"], round: int, reason: str, by: str) -> Act:
+        """Record what a person did about the version of `round`, after the last visit; the caller has the lease, and looked at `standing`.
+
+        Raises:
+            StateError: another runner took the lease; nothing was written.
+        """
+        with self._database.write() as connection:
+            lease.renew(connection, self._owner, self._lease_s, self._database.where)
+            number = (connection.scalar(select(func.max(schema.acts.c.number))) or 0) + 1
+            model = connection.scalar(select(schema.promotions.c.model).where(schema.promotions.c.round == round))
+            done = Act(number, _newest(connection), time.time(), act, round, model or "", reason, by)
+            connection.execute(insert(schema.acts).values(asdict(done)))
+        return done
+
+    def acts(self) -> list[Act]:
+        """What people did, in order."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(schema.acts).order_by(schema.acts.c.number))
+            return [Act(**row) for row in rows.mappings()]
+
+    def standing(self) -> Standing:
+        """Who is champion and who waits for a person, by the rule's decisions and people's acts."""
+        return standing(self.promotions(), self.acts())
+
+    def closed(self, round: int) -> int:
+        """The visit that trained the model of `round`."""
+        with self._database.read() as connection:
+            visits = schema.visits.c
+            found = connection.scalar(select(visits.visit).where(visits.ask == "train", visits.round == round))
+        if found is None:
+            raise StateError(
+                f"expected round {round} in the ledger {self._database.where}, found none: see `fedrounds status`"
+            )
+        return found
 
     # --- the projector ------------------------------------------------------------------------------------------------
 

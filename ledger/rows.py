@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fedrounds.core.state import RunState
 
@@ -30,13 +30,28 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the model of `round` became champion, and why."""
+    """Whether the model of `round` became champion by the rule, and why; `pending`: it passed, and waits for a person."""
 
     round: int
     promoted: bool
     reason: str
     model: str
     visit: int = 0  # set by the ledger
+    pending: bool = False
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a person did about a version: made it champion, turned it down, or went back to it. It came after `visit` and before the next."""
+
+    number: int
+    visit: int
+    at: float
+    act: Literal["promote", "reject", "rollback"]
+    round: int
+    model: str
+    reason: str
+    by: str
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """The tables of a ledger, for SQLite and PostgreSQL alike.
 
-Rows of visits, failures, promotions, verdicts and operations are only ever added. What changes in time (the lease, notes, flow runs)
+Rows of visits, failures, promotions, acts, verdicts and operations are only ever added. What changes in time (the lease, notes, flow runs)
 has its own table, so that a visit's state, the one large column, is written once: SQLite rewrites a whole row to change a bit of it.
 
-To change a table: raise VERSION and teach `Database` to bring the version before it up to date.
+To change a table: raise VERSION and teach `upgrade` to bring the version before it up to date.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     JSON,
     Boolean,
     Column,
+    Connection,
     Double,
     ForeignKey,
     Integer,
@@ -20,9 +22,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
+from sqlalchemy.schema import CreateColumn
 
-VERSION = 1
+VERSION = 2  # 2: acts of people, and decisions that wait for one
 ONLY = 1  # the key of a table with one row
 
 metadata = MetaData()
@@ -96,6 +100,21 @@ promotions = Table(
     Column("promoted", Boolean, nullable=False),
     Column("reason", Text, nullable=False),
     Column("model", String, nullable=False),
+    Column("pending", Boolean, nullable=False, server_default=false()),  # it passed the rule and waits for a person
+)
+
+# What a person did after `visit`: 1, 2, 3… without a gap.
+acts = Table(
+    "acts",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("visit", Integer, ForeignKey("visits.visit"), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("act", String, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("model", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", String, nullable=False),
 )
 
 # A try at a visit that did not close. `visit` is the number that it would have had; the next try may take it.
@@ -124,3 +143,11 @@ lease = Table(
 )
 
 notes = Table("notes", metadata, Column("key", String, primary_key=True), Column("value", JSON, nullable=False))
+
+
+def upgrade(connection: Connection, found: int) -> None:
+    """Bring the tables of version `found` up to date, inside the caller's transaction: nothing that was written is changed."""
+    if found < 2:
+        column = CreateColumn(promotions.c.pending).compile(dialect=connection.dialect)
+        connection.execute(DDL(f"ALTER TABLE {promotions.name} ADD COLUMN {column}"))
+        acts.create(connection)

@@ -7,9 +7,10 @@ from typing import Any
 
 from fedrounds.core.evaluate import metrics, total, training_loss
 from fedrounds.core.plan import Plan
-from fedrounds.core.promotion import Decision
+from fedrounds.core.promotion import Decision, Interval
 from fedrounds.core.round import Closed
-from fedrounds.tasks.verdict import Verdict, line
+from fedrounds.ledger import Decision as Kept
+from fedrounds.tasks.verdict import Verdict, counted, line
 from fedrounds.tasks.ward import Ward
 
 
@@ -34,9 +35,30 @@ def record(
         "refused": dict(closed.refused),
         "excluded": {name: line(verdicts[name]) for name in excluded},
         "warned": {name: line(verdicts[name]) for name in taking_part if name in verdicts and verdicts[name].failures},
-        "decision": decision and {"promote": decision.promote, "reason": decision.reason},
+        "decision": decision and decided(decision),
         "champion": closed.state.champion and closed.state.champion.round,
     }
+
+
+def decided(decision: Decision) -> dict[str, Any]:
+    """JSON of a decision: its outcome and sentence, the paired differences (candidate − champion) and every check of the rule."""
+    return {
+        "promote": decision.promote,
+        "reason": decision.reason,
+        "outcome": decision.outcome,
+        "paired": decision.paired and {**_interval(decision.paired), "confidence": decision.confidence},
+        "sites": {site: _interval(found) for site, found in decision.sites.items()},
+        "checks": [check._asdict() for check in decision.checks],
+    }
+
+
+def as_row(decision: Decision, round: int, model: str) -> Kept:
+    """The decision as a row of the ledger."""
+    return Kept(round, decision.promote, decision.reason, model, pending=decision.outcome == "pending")
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {**found._asdict(), "n": counted(found.n)}
 
 
 def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:

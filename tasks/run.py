@@ -16,15 +16,16 @@ from fedrounds.core.champion import judged
 from fedrounds.core.errors import DataContractError, GateHalt, QuorumError
 from fedrounds.core.messages import Ask, encode
 from fedrounds.core.plan import build
-from fedrounds.core.round import Asking, Closed, close_exchange, open_round, with_champion_unscored
+from fedrounds.core.round import Asking, Closed, close_exchange, open_round
 from fedrounds.core.simulate import simulate
 from fedrounds.core.state import RunState
-from fedrounds.ledger import Decision, Ledger, Visit
+from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
+from fedrounds.tasks.acts import present, ungated
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
-from fedrounds.tasks.record import record
+from fedrounds.tasks.record import as_row, record
 from fedrounds.tasks.verdict import Verdict, from_json, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
 from fedrounds.tasks.withheld import withheld
@@ -78,7 +79,7 @@ class Run:
         self.lineage = ledger.begin(folder.study)
         head = ledger.head()
         self.visit = head.visit if head else 0
-        self.state: RunState = with_champion_unscored(head.state) if head else self.plan.start()
+        self.state: RunState = present(ledger, head) if head else self.plan.start()
         self.wards = dict(wards or {name: Ward(site, self.plan, folder.data) for name, site in folder.sites.items()})
         self.verdicts: dict[str, Verdict] = {}
         self.new_verdicts: dict[str, Verdict] = {}
@@ -218,11 +219,13 @@ class Run:
         if isinstance(closed, Asking):
             return closed
         known = any(decision.round == closed.scored for decision in self.ledger.promotions())
-        state, decision = judged(asking.state, closed, self.folder.operations.promotion, known)
+        rule = self.folder.operations.promotion
+        failed = ungated(self.ledger, closed.scored) if rule.gates == "passed" and not known else []
+        state, decision = judged(asking.state, closed, rule, known, failed)
         closed = replace(closed, state=state)
         self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision)
         digest = asking.state.model_digest
-        decisions = [Decision(closed.scored, decision.promote, decision.reason, digest)] if decision else []
+        decisions = [as_row(decision, closed.scored, digest)] if decision else []
         suite = self.folder.suite.hash if self.folder.suite else ""
         verdicts = {site: Kept(verdict.passed, to_json(verdict)) for site, verdict in self.new_verdicts.items()}
         visit = Visit(

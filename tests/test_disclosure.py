@@ -25,10 +25,10 @@ def test_scores_of_few_validation_rows_leave_as_of_no_rows():
     assert thinned["delta"].tolist() == [0.5]
 
 
-def test_the_champions_scores_are_thinned_too():
-    sums = {"champion_scores": np.array([9.0, 4.0, 1.0, 7.0]), "champion_histogram": np.ones((1, 2, 4))}
-    assert withhold(sums, 10)["champion_scores"][0] == 0
-    assert withhold(sums, 9)["champion_scores"][0] == 9
+def test_differences_to_the_champion_of_few_validation_rows_leave_as_of_no_rows():
+    sums = {"scores": np.array([9.0, 4.0, 1.0, 7.0]), "histogram": np.ones((1, 2, 4)), "paired": np.array([9.0, -1, 2])}
+    assert withhold(sums, 10)["paired"].tolist() == [0.0, 0.0, 0.0]
+    assert withhold(sums, 9)["paired"].tolist() == [9.0, -1.0, 2.0]
 
 
 def test_what_was_given_is_not_changed():

@@ -8,8 +8,6 @@ from sklearn import metrics as sk
 
 from fedrounds.core.evaluate import auc, calibration, metrics, score, total, training_loss
 from fedrounds.core.models.family import binary_log_losses, class_log_losses, squared_errors
-from fedrounds.core.operations import Promotion
-from fedrounds.core.promotion import judge, losses_of
 
 RNG = np.random.default_rng(6)
 SITES = {"west": slice(0, 40), "east": slice(40, 50), "north": slice(50, 300)}  # unequal, and not in name order
@@ -116,61 +114,3 @@ def test_calibration_leaves_out_empty_groups():
 def test_the_training_loss_is_the_mean_of_the_sites_plain_and_by_their_weights():
     assert training_loss({"a": (10, 1.0, 0.6), "b": (20, 4.0, 0.4)}) == pytest.approx((0.15, 0.14), abs=1e-15)
     assert training_loss({"a": (10, 1.0, 10), "b": (30, 6.0, 30)}) == pytest.approx((0.15, 0.175), abs=1e-15)
-
-
-# --- promotion --------------------------------------------------------------------------------------------------------
-
-
-def scores(**sites):
-    """site -> (rows, mean loss) as scores."""
-    return {site: (np.array([n, n * loss, 0.0, 0.0]), np.zeros((1, 2, 2))) for site, (n, loss) in sites.items()}
-
-
-CHAMPION = losses_of(scores(east=(10, 0.5), west=(30, 0.6)))  # pooled .575
-
-
-def test_the_first_model_is_promoted():
-    assert judge(Promotion(), scores(east=(10, 0.5)), None) == (True, "promoted: it is the first model")
-
-
-def test_a_better_model_is_promoted_with_its_numbers():
-    assert judge(Promotion(), scores(east=(10, 0.52), west=(30, 0.5)), CHAMPION) == (
-        True,
-        "promoted: the loss fell by 0.07 (pooled 0.575 to 0.505) over 2 sites; worst at 'east', +0.02",
-    )
-
-
-def test_an_equal_model_is_not_promoted():
-    decision = judge(Promotion(), scores(east=(10, 0.5), west=(30, 0.6)), CHAMPION)
-    assert not decision.promote
-    assert decision.reason.startswith(
-        "kept the champion: the loss changed by +0 (pooled 0.575 to 0.575) and had to fall by more than 0"
-    )
-
-
-def test_an_improvement_that_is_too_small_is_not_promoted():
-    small = scores(east=(10, 0.5), west=(30, 0.56))  # pooled .545
-    assert judge(Promotion(improvement=0.02), small, CHAMPION).promote
-    assert not judge(Promotion(improvement=0.04), small, CHAMPION).promote
-
-
-def test_a_model_that_harms_one_site_is_not_promoted_and_the_worst_site_is_named():
-    harm = scores(east=(10, 0.57), west=(30, 0.1))
-    assert judge(Promotion(margin=0.1), harm, CHAMPION).promote
-    assert judge(Promotion(margin=0.05), harm, CHAMPION) == (
-        False,
-        "kept the champion: the loss at 'east' rose by 0.07 from 0.5 to 0.57, the margin is 0.05 (pooled 0.575 to 0.2175)",
-    )
-
-
-def test_only_sites_that_scored_both_models_are_compared():
-    ours = scores(east=(10, 0.4), north=(1000, 9.0), west=(0, 0.0))
-    assert judge(Promotion(), ours, CHAMPION).promote
-    assert judge(Promotion(), scores(north=(10, 0.1)), CHAMPION) == (
-        False,
-        "kept the champion: no site has scored both models",
-    )
-
-
-def test_losses_are_those_of_sites_with_validation_rows():
-    assert losses_of(scores(east=(10, 0.5), west=(0, 0.0))) == {"east": (10.0, 5.0)}

@@ -11,11 +11,11 @@ import pytest
 from fedrounds.core import state as states
 from fedrounds.core.answer import Policy, handle
 from fedrounds.core.errors import QuorumError, StateError, UpdateRejected
-from fedrounds.core.messages import Reply, decode, encode
+from fedrounds.core.messages import Reply, decode, encode, pack, unpack
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows
-from fedrounds.core.round import Asking, Closed, close_exchange, open_round, with_champion_unscored
+from fedrounds.core.round import Asking, Closed, close_exchange, open_round
 from fedrounds.core.simulate import simulate
 from fedrounds.core.state import Champion
 from fedrounds.core.study import PRESETS, Study
@@ -328,10 +328,10 @@ def stored_state(champion):
     return replace(start, round=7, exchange=1, work={"sum": np.array([[1.5]])}, champion=champion)
 
 
-CHAMPION = Champion(3, np.array([1 / 3, -0.0]), {"east": (12.0, 1 / 7), "west": (5.0, 0.0)})
+CHAMPION = Champion(3, np.array([1 / 3, -0.0]))
 
 
-@pytest.mark.parametrize("champion", [None, CHAMPION, replace(CHAMPION, losses=None), replace(CHAMPION, losses={})])
+@pytest.mark.parametrize("champion", [None, CHAMPION])
 def test_a_state_comes_back_from_its_bytes_bit_for_bit(champion):
     before = stored_state(champion)
     after = states.load(states.dump(before))
@@ -344,8 +344,15 @@ def test_a_state_comes_back_from_its_bytes_bit_for_bit(champion):
         }
     assert (after.champion is None) == (champion is None)
     if champion:
-        assert (after.champion.round, after.champion.losses) == (champion.round, champion.losses)
+        assert after.champion.round == champion.round
         assert after.champion.theta.tobytes() == champion.theta.tobytes()
+
+
+@pytest.mark.parametrize("losses", [None, {"east": [12.0, 1 / 7]}])
+def test_a_state_of_the_first_release_which_kept_the_champions_losses_still_loads(losses):
+    header, arrays = unpack(states.dump(stored_state(CHAMPION)))
+    old = pack({key: header[key] for key in ("study", "round", "exchange")} | {"champion": [3, losses]}, arrays)
+    assert states.dump(states.load(old)) == states.dump(stored_state(CHAMPION))
 
 
 def test_damaged_bytes_are_no_state():
@@ -371,20 +378,46 @@ def test_a_model_is_named_by_parameters_statistics_and_study():
 # --- the champion -----------------------------------------------------------------------------------------------------
 
 
-def test_a_champion_is_scored_once_on_the_same_rows_as_the_model_that_came_in():
+def test_the_champion_is_scored_beside_the_model_that_came_in_and_only_sums_of_differences_leave():
     plan = build(study())
     start = replace(plan.start(plan.no_statistics()), round=4)
     rival = np.linspace(-1, 1, len(start.theta))
-    unscored = replace(start, champion=Champion(2, rival, None))
-    plan, asking, replies = asked(start=unscored)
+    plan, asking, replies = asked(start=replace(start, champion=Champion(2, rival)))
+    assert sorted(asking.request.arrays) == ["center", "champion", "impute", "scale", "theta"]
+    assert sorted(replies[0].arrays) == ["delta", "histogram", "paired", "scores", "train"]
     closed = close_exchange(asking, plan, replies)
     alone = close_exchange(*_scored_by(replace(start, theta=rival)))
-    assert {s: v[0].tobytes() for s, v in closed.champion_scores.items()} == {
-        s: v[0].tobytes() for s, v in alone.scores.items()
-    }
-    scored = replace(unscored, champion=replace(unscored.champion, losses={"east": (5.0, 1.0)}))
-    assert "champion" not in open_round(scored, plan, "train", ["east"]).request.arrays
-    assert "champion" in open_round(with_champion_unscored(scored), plan, "train", ["east"]).request.arrays
+    for site, (n, difference, squares) in closed.paired.items():
+        assert n == 5
+        assert difference == pytest.approx(closed.scores[site][0][1] - alone.scores[site][0][1], abs=1e-12)
+        assert squares >= difference**2 / n
+    assert list(closed.paired) == ["east", "north", "west"]
+    assert alone.paired == {}
+
+
+def test_two_sites_by_hand_send_the_sums_of_their_paired_differences():
+    line = build(study("linear without intercept", features=[{"type": "number", "name": "age"}]))
+    start = replace(line.start(line.no_statistics()), round=2, theta=np.array([1.0]), champion=Champion(1, np.zeros(1)))
+    asking = open_round(start, line, "score", ["east", "west"])
+    x, y = {"east": [1.0, 2.0], "west": [3.0]}, {"east": [1.0, 1.0], "west": [1.0]}
+    replies = []
+    for site in asking.sites:  # squared errors of y = x: 0, 1 and 4; of y = 0: 1, 1 and 1
+        rows = Rows(np.ones((1, 1)), np.ones(1), np.array(x[site])[:, None], np.array(y[site]))
+        replies.append(handle(asking.request, {}, rows, line, Policy(minimum_patients=1), site, line.rng(2, site))[1])
+    closed = close_exchange(asking, line, replies)
+    assert {site: sums.tolist() for site, sums in closed.paired.items()} == {"east": [2, -1, 1], "west": [1, 3, 9]}
+    few = handle(asking.request, {}, rows, line, Policy(minimum_patients=1), "west", line.rng(2, "west"))[1]
+    foreign = replace(few, arrays={**few.arrays, "paired": np.array([2.0, 3.0, 9.0])})
+    with pytest.raises(UpdateRejected, match="both models scored on the same rows at site 'west'"):
+        close_exchange(asking, line, [replies[0], foreign])
+
+
+def test_a_champion_that_is_the_model_itself_is_not_compared_with_itself():
+    plan = build(study())
+    start = replace(plan.start(plan.no_statistics()), round=2)
+    for champion in (None, Champion(2, start.theta)):
+        asking = open_round(replace(start, champion=champion), plan, "train", ["east"])
+        assert "champion" not in asking.request.arrays
 
 
 def _scored_by(start):

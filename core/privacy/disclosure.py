@@ -14,7 +14,8 @@ def withhold(sums: Sums, minimum: int) -> Sums:
     Guarantees:
         * a feature that fewer than `minimum` patients have a value of leaves as if none had (its sum would be theirs);
         * a level that fewer than `minimum` patients have leaves as 0;
-        * scores of fewer than `minimum` validation rows, and their histogram, leave as of no rows.
+        * scores of fewer than `minimum` validation rows, and their histogram, leave as of no rows;
+        * differences to the champion of fewer than `minimum` validation rows leave as of no rows.
 
     Updates and their training loss are not thinned: a site below its minimum cohort sends none at all.
     """
@@ -23,7 +24,7 @@ def withhold(sums: Sums, minimum: int) -> Sums:
         few = sums["observed"] < minimum
         thinned["observed"], thinned["sum"] = np.where(few, 0.0, sums["observed"]), np.where(few, 0.0, sums["sum"])
         thinned["levels"] = np.where(sums["levels"] < minimum, 0.0, sums["levels"])
-    for scores, histogram in (("scores", "histogram"), ("champion_scores", "champion_histogram")):
-        if scores in sums and sums[scores][0] < minimum:
-            thinned[scores], thinned[histogram] = np.zeros_like(sums[scores]), np.zeros_like(sums[histogram])
+    for about, names in (("scores", ("scores", "histogram")), ("paired", ("paired",))):
+        if about in sums and sums[about][0] < minimum:
+            thinned |= {name: np.zeros_like(sums[name]) for name in names}
     return thinned
