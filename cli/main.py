@@ -94,6 +94,16 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.status import status
 
             return status(arguments.dir, arguments.state, arguments.json)
+        case "promote":
+            from fedrounds.cli.promote import promote
+
+            words = (arguments.round, arguments.reject, arguments.reason, arguments.by)
+            return promote(arguments.dir, arguments.state, *words, arguments.json)
+        case "rollback":
+            from fedrounds.cli.promote import rollback
+
+            words = (arguments.to, arguments.reason, arguments.by)
+            return rollback(arguments.dir, arguments.state, *words, arguments.json)
         case _:
             from fedrounds.cli.ui import ui
 
@@ -126,6 +136,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
     run.add_argument("--fresh", action="store_true", help="start anew; what was there is set aside")
     status = command("status", "where the study stands")
+    promote = command("promote", "make the version that waits for approval champion, or any that was scored")
+    which = promote.add_mutually_exclusive_group()
+    which.add_argument("--round", type=_positive, metavar="N", help="the version of round N, waiting or not")
+    which.add_argument("--reject", action="store_true", help="turn down the version that waits")
+    rollback = command("rollback", "go back to an earlier champion")
+    rollback.add_argument("--to", type=_positive, metavar="N", help="that of round N (default: the one before)")
+    promote.add_argument("--reason", default="", metavar="TEXT", help="why, for the record")
+    rollback.add_argument("--reason", type=_reason, required=True, metavar="TEXT", help="why, for the record")
+    for made in (promote, rollback):
+        made.add_argument("--by", metavar="NAME", help="who decides (default: you)")
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
@@ -133,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, status, ui):
+    for made in (check, run, status, promote, rollback, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )
@@ -144,6 +164,12 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of rounds above 0, found {text!r}")
     return int(text)
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a reason, found an empty text")
+    return text
 
 
 def _port(text: str) -> int:

@@ -12,6 +12,7 @@ from fedrounds.cli.study import opened
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fedrounds.ledger import Act, Standing
     from fedrounds.tasks.folder import Folder, State
 
 
@@ -37,6 +38,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
     with Ledger.open(place.ledger) as ledger:
         visits, baselines, failures = ledger.visits(), ledger.noted("baselines") or {}, ledger.failures()
         reports = ledger.noted("reports") or []
+        standing, acts = ledger.standing(), ledger.acts()
     table = lines(folder.study, visits, baselines)
     record = last_scores(visits) or {}
     number = max((visit.round for visit in visits), default=0)
@@ -47,7 +49,9 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
             "note": folder.study.note,
             "rounds": number,
             "of": folder.operations.rounds,
-            "champion": record.get("champion"),
+            "champion": standing.champion,
+            "challenger": standing.challenger,
+            "last_act": asdict(acts[-1]) if acts else None,
             "model_digest": visits[-1].model if visits else None,
             "metrics": record.get("metrics", {}),
             "sites": [asdict(line) for line in table],
@@ -60,7 +64,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
         }
         print(json.dumps(document, ensure_ascii=False))
         return 0
-    _print(folder, table, record, number, [*_last_failure(visits, failures), *reports], seconds)
+    _print(folder, table, record, number, [*_last_failure(visits, failures), *reports], seconds, standing, acts)
     return 0
 
 
@@ -71,7 +75,14 @@ def _last_failure(visits: Sequence[Any], failures: Sequence[Any]) -> list[str]:
 
 
 def _print(
-    folder: Folder, table: list[Any], record: Any, number: int, warnings: Sequence[str], seconds: float | None
+    folder: Folder,
+    table: list[Any],
+    record: Any,
+    number: int,
+    warnings: Sequence[str],
+    seconds: float | None,
+    standing: Standing,
+    acts: Sequence[Act] = (),
 ) -> None:
     from rich.console import Console
 
@@ -97,11 +108,26 @@ def _print(
         exact = f"±{error:.4f}" if error >= 0.0001 else "<0.0001"
         say(f"AUC from histograms of {study.validation.bins} bins: exact to {exact}.", "dim")
     say("* one pool of all rows: only a run in one process can know it.", "dim")
-    if record.get("champion") is not None:
-        say(f"champion: round {record['champion']} — {(record.get('decision') or {}).get('reason', '')}")
+    for line in _standing(folder, standing, acts):
+        say(line)
     for warning in warnings:
         say(warning, "red")
     say(f"Look next: fedrounds ui {folder.path}  (charts and versions in MLflow, tasks in Prefect)")
+
+
+def _standing(folder: Folder, standing: Standing, acts: Sequence[Act]) -> list[str]:
+    """Who is champion, who waits for a person, and what a person did last."""
+    from fedrounds.tasks.acts import told
+
+    found = []
+    if standing.champion is not None:
+        found.append(f"champion: round {standing.champion} — {standing.said[standing.champion][1]}")
+    if standing.challenger is not None:
+        why = standing.said[standing.challenger][1]
+        found.append(f"challenger: round {standing.challenger} — {why}: `fedrounds promote {folder.path}`")
+    if acts:
+        found.append(f"last act: {told(acts[-1])}")
+    return found
 
 
 def _drawn(folder: Folder, table: list[Any]) -> Table:

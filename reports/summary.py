@@ -157,17 +157,21 @@ def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, 
     return "\n".join(rows) + f"\n\n{READING}\n"
 
 
-def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:
-    """What MLflow shows beside the lineage's run."""
+def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], standing: Any) -> str:
+    """What MLflow shows beside the lineage's run; `standing` is the ledger's: who is champion, and who waits for a person."""
     record = last_scores(visits) or {}
     rounds = max((visit.round for visit in visits), default=0)
-    champion, reason = record.get("champion"), (record.get("decision") or {}).get("reason", "")
+    champion, challenger = standing.champion, standing.challenger
+    chosen = standing.said[champion][1] if champion else ""
+    reason = (record.get("decision") or {}).get("reason", "")
     parts = [
         study_note(study),
         f"{rounds} rounds. {_result(study, record, baselines)} "
-        + (f"Champion: **round {champion}**." if champion else "No champion yet."),
+        + (f"Champion: **round {champion}**." if champion else "No champion yet.")
+        + (f" Round {challenger} waits for approval." if challenger else ""),
         markdown_table(study, visits, baselines),
-        f"The last decision: {reason}." if reason else "",
+        f"Round {champion} is champion: {chosen}." if champion else "",
+        f"The last decision of the rule: {reason}." if reason and reason != chosen else "",
         "Patient rows never left a hospital: sites sent sums, counts and updates. Pictures: *Artifacts → plots*. Charts: *Model metrics*.",
     ]
     if "auc_error" in record.get("metrics", {}):

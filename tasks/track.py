@@ -17,15 +17,15 @@ from typing import Any
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
-from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note, version_note
+from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note
 from fedrounds.tasks.child import serve
+from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.model_folder import ModelFolder
 
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
 # What skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site.
 TRUSTED = ["numpy.dtype"]
-CHAMPION = "champion"
 
 
 class Projection:
@@ -47,8 +47,8 @@ class Projection:
         # (metrics or training, round) -> the visit that first had them of its model
         self.first: dict[tuple[str, int], int] = {}
         self.seen = 0
-        self.restored = False
-        self.reports: list[str] = []  # what was put right that somebody else had changed
+        self.decisions = Decisions(self.client, ledger, self.study, self.versions, self.runs, self.artifacts)
+        self.decided: dict[int, Mapping[str, Any]] = {}  # round -> the record that decided on it, not yet written
         self.template = ModelFolder(self.plan, _save)
 
     # --- what is there already ----------------------------------------------------------------------------------------
@@ -116,11 +116,25 @@ class Projection:
     # --- projecting ---------------------------------------------------------------------------------------------------
 
     def project(self) -> int:
-        """Write every visit that is not yet written; returns how many."""
+        """Write every visit, and every act of a person, that is not yet written; returns how many visits."""
+        last = self.ledger.progress()
         pending = self.ledger.unprojected()
-        self._restore_champion(pending)
-        if not pending:
-            return 0
+        visit = pending[-1] if pending else last.visit if last else 0
+        acts = [act for act in self.decisions.waiting() if act.visit <= visit]
+        self.decisions.restore(pending, acts)
+        if pending:
+            self._visits(pending)
+        if pending or acts:
+            self.decisions.write(visit, self.decided, acts)
+            self.decided.clear()
+        for number in pending:
+            self.ledger.mark_projected(number)
+        if acts:
+            self.decisions.note(acts)
+            self._note()
+        return len(pending)
+
+    def _visits(self, pending: Sequence[int]) -> None:
         if not self.seen:
             self._open_lineage()
         for entry in self.ledger.visits(after=self.seen, limit=pending[-1] - self.seen):
@@ -131,10 +145,6 @@ class Projection:
                 self._visit(entry)
             self.seen = entry.visit
         self._flush()
-        self._point_champion(pending[-1])
-        for visit in pending:
-            self.ledger.mark_projected(visit)
-        return len(pending)
 
     def _open_lineage(self) -> None:
         from mlflow.entities import Param
@@ -158,7 +168,7 @@ class Projection:
             self._round(entry)
         self._sites(entry, when)
         if record["decision"]:
-            self._decision(record)
+            self.decided[record["scored"]] = record
 
     def _first(self, what: str, entry: Entry) -> bool:
         """Whether no earlier visit scored, or trained, the same model: a chart has a point a round."""
@@ -236,39 +246,6 @@ class Projection:
                     values = {**site[what], **{key: site[key] for key in more}}
                     self._points(f"site {name}", values, when, entry.record["scored"])
 
-    def _decision(self, record: Mapping[str, Any]) -> None:
-        """What a version's page says: how its model scored, and why it became champion or did not."""
-        version = self.versions[record["scored"]]
-        self.client.update_model_version(self.study.name, version, version_note(self.study, record))
-
-    def _restore_champion(self, pending: Sequence[int]) -> None:
-        """Once a run, before anything is written: put the alias back, and report it, if it is not where we left it.
-
-        A projection that was killed may have moved it on to a champion of the visits that are still pending.
-        """
-        if self.restored:
-            return
-        self.restored = True
-        promoted = [decision for decision in self.ledger.promotions() if decision.promoted]
-        before = [decision for decision in promoted if decision.visit not in pending]
-        if not before:
-            return
-        wanted = self.versions[before[-1].round]
-        ours = [wanted, *(self.versions.get(decision.round) for decision in promoted if decision.visit in pending)]
-        found = self.client.get_registered_model(self.study.name).aliases.get(CHAMPION)
-        if found not in ours:
-            self.client.set_registered_model_alias(self.study.name, CHAMPION, wanted)
-            place = f"on version {found}" if found else "on no version"
-            self.reports.append(
-                f"the alias '{CHAMPION}' of '{self.study.name}' was moved by hand: found {place}, put back on version {wanted}, as the ledger says"
-            )
-
-    def _point_champion(self, visit: int) -> None:
-        """The alias `champion` goes to the version of the last round that the ledger promoted up to this visit; a later one may be there."""
-        promoted = [d.round for d in self.ledger.promotions() if d.promoted and d.visit <= visit]
-        if promoted:
-            self.client.set_registered_model_alias(self.study.name, CHAMPION, self.versions[promoted[-1]])
-
     def _points(self, about: str, values: Mapping[str, Any], when: int, step: int) -> None:
         from mlflow.entities import Metric
 
@@ -288,12 +265,17 @@ class Projection:
         """The plots that lie beside the ledger, the note that MLflow shows beside the run, and the run's end."""
         run = self.runs["lineage"]
         entries = self.ledger.visits()
-        table = self.ledger.noted("baselines") or {}
         shutil.copytree(plots, self.artifacts / run / "artifacts" / "plots", dirs_exist_ok=True)
-        self.client.set_tag(run, "mlflow.note.content", note(self.study, entries, table))
+        self._note()
         for about, made in self.runs.items():
             if about == "lineage" or about.startswith("site "):
                 self.client.set_terminated(made, end_time=int(entries[-1].committed * 1000))
+
+    def _note(self) -> None:
+        """What MLflow shows beside the lineage's run."""
+        table, standing = self.ledger.noted("baselines") or {}, self.ledger.standing()
+        text = note(self.study, self.ledger.visits(), table, standing)
+        self.client.set_tag(self.runs["lineage"], "mlflow.note.content", text)
 
 
 def _make_store(file: Path, scratch: Path) -> None:
@@ -384,7 +366,7 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
     written = projection.project()
     if request.get("finish"):
         projection.finish(Path(key).with_name("plots"))
-    return {"written": written, "reports": projection.reports}
+    return {"written": written, "reports": projection.decisions.reports}
 
 
 if __name__ == "__main__":

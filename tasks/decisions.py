@@ -1,0 +1,148 @@
+"""Decisions and people's acts as MLflow shows them: the aliases `champion` and `challenger`, tags, descriptions, `decision.json`.
+
+A part of the projector (`tasks.track`): written from the ledger, every word of it may be written twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedrounds.core.study import Study
+from fedrounds.ledger import Act, Decision, Ledger, Standing
+from fedrounds.ledger.standing import in_order, said, standings
+from fedrounds.reports.summary import version_note
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+NOTED = "acts in MLflow"  # the note in the ledger of the last act that MLflow holds
+MOST = 5000  # characters that MLflow keeps of a tag
+
+
+class Decisions:
+    """Where aliases point and what is said of versions.
+
+    Args:
+        versions: round -> registered version; the projector adds to it.
+        runs: what a run is about -> its id; the projector adds to it.
+        artifacts: the folder of the runs' artifacts.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        ledger: Ledger,
+        study: Study,
+        versions: Mapping[int, str],
+        runs: Mapping[str, str],
+        artifacts: Path,
+    ) -> None:
+        self.client, self.ledger, self.study, self.artifacts = client, ledger, study, artifacts
+        self.versions, self.runs = versions, runs
+        self.reports: list[str] = []  # what was put right that somebody else had changed
+        self.restored = False
+        self.pointed: dict[str, str] = {}  # alias -> version, as MLflow has it
+
+    def waiting(self) -> list[Act]:
+        """People's acts that MLflow does not hold yet, in order."""
+        noted = self.ledger.noted(NOTED) or 0
+        return [act for act in self.ledger.acts() if act.number > noted]
+
+    def restore(self, visits: Sequence[int], acts: Sequence[Act]) -> None:
+        """Once a run, before anything is written: put the aliases back, and report it, where they are not as we left them.
+
+        A projection that was killed may have moved one on, to where a decision or an act that is still to be written puts it.
+        """
+        if self.restored:
+            return
+        self.restored = True
+        self.pointed = dict(self.client.get_registered_model(self.study.name).aliases)
+        events = self._events()
+        new = [
+            k
+            for k, event in enumerate(events)
+            if event in acts or (isinstance(event, Decision) and event.visit in visits)
+        ]
+        stood = list(standings(events))[min(new, default=len(events)) :]
+        if stood[0] == Standing():  # the aliases may be an earlier lineage's
+            return
+        for alias, place in ((CHAMPION, lambda now: now.champion), (CHALLENGER, lambda now: now.challenger)):
+            ours = [self.versions.get(place(now), None) for now in stood]
+            found, wanted = self.pointed.get(alias), ours[0]
+            if found in ours or (wanted is None and found not in self.versions.values()):
+                continue
+            self._point(alias, wanted)
+            was = f"on version {found}" if found else "on no version"
+            put = f"put back on version {wanted}" if wanted else "taken away"
+            self.reports.append(
+                f"the alias '{alias}' of '{self.study.name}' was moved by hand: found {was}, {put}, as the ledger says"
+            )
+
+    def write(self, visit: int, about: Mapping[int, Mapping[str, Any]], acts: Sequence[Act]) -> None:
+        """Tags, descriptions and `decision.json` of every round that was decided on or acted on, then the aliases.
+
+        Args:
+            visit: MLflow holds the visits up to this one.
+            about: round -> the record of the visit that decided on it, of those that are new.
+            acts: people's acts that are new.
+        """
+        events = [event for event in self._events() if event.visit <= visit]
+        *_, now = standings(events)
+        touched = {*about, *(round for act in acts for round in self._touched(events, act))}
+        for round in sorted(touched):
+            mine = [event for event in events if isinstance(event, Act) and round in self._touched(events, event)]
+            self._tell(round, about.get(round) or self._record(round), now.said[round], mine)
+        for alias, round in ((CHAMPION, now.champion), (CHALLENGER, now.challenger)):
+            if round is not None or alias == CHALLENGER:
+                self._point(alias, None if round is None else self.versions[round])
+
+    def note(self, acts: Sequence[Act]) -> None:
+        """Say in the ledger that MLflow holds these acts."""
+        if acts:
+            self.ledger.note(NOTED, acts[-1].number)
+
+    def _events(self) -> list[Decision | Act]:
+        return in_order(self.ledger.promotions(), self.ledger.acts())
+
+    def _touched(self, events: Sequence[Decision | Act], act: Act) -> set[int]:
+        """The rounds that an act is about: its own, and the champion that a rollback took down."""
+        if act.act != "rollback":
+            return {act.round}
+        *_, before = standings(events[: events.index(act)])
+        return {act.round, before.champions[-1]}
+
+    def _record(self, round: int) -> Mapping[str, Any]:
+        visit = next(decision.visit for decision in self.ledger.promotions() if decision.round == round)
+        return self.ledger.visits(after=visit - 1, limit=1)[0].record
+
+    def _tell(self, round: int, record: Mapping[str, Any], last: tuple[str, str], acts: Sequence[Act]) -> None:
+        """What a version's page and its round's run say: how its model scored, whether it became champion and why, and what people did."""
+        version, run = self.versions[round], self.runs[f"round {round}"]
+        tags = {"fedrounds.decision": last[0], "fedrounds.reason": last[1][:MOST]}
+        for key, value in tags.items():
+            self.client.set_tag(run, key, value)
+            self.client.set_model_version_tag(self.study.name, version, key, value)
+        text = version_note(self.study, record)
+        for act in acts:
+            text += f"\n\n{said(act)[:1].upper()}{said(act)[1:]}."
+        self.client.update_model_version(self.study.name, version, text[:MOST])
+        document = {
+            "round": round,
+            **record["decision"],
+            "now": last[0],
+            "acts": [{"act": a.act, "round": a.round, "reason": a.reason, "by": a.by, "at": a.at} for a in acts],
+        }
+        folder = self.artifacts / run / "artifacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "decision.json").write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    def _point(self, alias: str, version: str | None) -> None:
+        if self.pointed.get(alias) == version:
+            return
+        if version is None:
+            self.client.delete_registered_model_alias(self.study.name, alias)
+            self.pointed.pop(alias)
+        else:
+            self.client.set_registered_model_alias(self.study.name, alias, version)
+            self.pointed[alias] = version
