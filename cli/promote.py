@@ -28,8 +28,8 @@ def promote(
 
     folder, place = opened(directory, None, state)
     if turn_down:
-        return _say(folder, acts.reject(place, reason, _name(by)), as_json)
-    return _say(folder, acts.promote(place, round, reason, _name(by)), as_json)
+        return _say(folder, acts.reject(place, reason=reason, by=_name(by)), as_json)
+    return _say(folder, acts.promote(place, round, reason=reason, by=_name(by)), as_json)
 
 
 def rollback(directory: Path, state: Path | None, to: int | None, reason: str, by: str | None, as_json: bool) -> int:
@@ -37,7 +37,7 @@ def rollback(directory: Path, state: Path | None, to: int | None, reason: str, b
     from fedrounds.tasks import acts
 
     folder, place = opened(directory, None, state)
-    return _say(folder, acts.rollback(place, to, reason, _name(by)), as_json)
+    return _say(folder, acts.rollback(place, to, reason=reason, by=_name(by)), as_json)
 
 
 def _say(folder: Folder, done: Done, as_json: bool) -> int:

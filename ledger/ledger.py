@@ -228,6 +228,11 @@ class Ledger:
         """Who is champion and who waits for a person, by the rule's decisions and people's acts."""
         return standing(self.promotions(), self.acts())
 
+    def deciding(self, round: int) -> Entry:
+        """The visit that judged the version of `round`."""
+        visit = next(decision.visit for decision in self.promotions() if decision.round == round)
+        return self.visits(after=visit - 1, limit=1)[0]
+
     def closed(self, round: int) -> int:
         """The visit that trained the model of `round`."""
         with self._database.read() as connection:

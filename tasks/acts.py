@@ -14,6 +14,7 @@ from fedrounds.core.errors import StateError
 from fedrounds.core.state import Champion, RunState
 from fedrounds.ledger import Act, Head, Ledger, Standing
 from fedrounds.ledger.standing import said
+from fedrounds.reports.decision import decision_markdown
 from fedrounds.tasks.folder import State
 
 LONGEST = 1000  # characters of a reason or a name
@@ -28,14 +29,38 @@ class Done:
     reports: list[str]
 
 
-def promote(place: State, round: int | None, reason: str, by: str) -> Done:
+@dataclass(frozen=True)
+class Asked:
+    """What a person is asked about: the version of `round`, and its decision as Markdown."""
+
+    round: int
+    markdown: str
+
+
+def asked(place: State) -> Asked | None:
+    """The version that waits for approval, None if there is none."""
+    if not place.ledger.exists():
+        return None
+    with Ledger.open(place.ledger) as ledger:
+        round = ledger.standing().challenger
+        if round is None:
+            return None
+        record = ledger.deciding(round).record
+        return Asked(round, decision_markdown(ledger.study().name, round, record["decision"]))
+
+
+def promote(place: State, round: int | None = None, *, reason: str, by: str, waiting: int | None = None) -> Done:
     """Make a version champion: the one that waits for approval, or that of any round that was judged.
+
+    Args:
+        waiting: the round that the person was shown, if it was shown at all: another one that waits by now is not meant.
 
     Raises:
         StateError: none waits, the round was not judged, or another runner is at work; nothing was written.
     """
     with _held(place) as ledger:
         now = ledger.standing()
+        _same(place, now, waiting)
         if round is None and now.challenger is None:
             raise StateError(
                 f"expected a version that waits for approval in {place.own}, found none: `--round N` promotes any round that was scored"
@@ -50,7 +75,7 @@ def promote(place: State, round: int | None, reason: str, by: str) -> Done:
         return Done(act, ledger.standing(), project(place))
 
 
-def reject(place: State, reason: str, by: str) -> Done:
+def reject(place: State, *, reason: str, by: str, waiting: int | None = None) -> Done:
     """Turn down the version that waits for approval; the champion stays.
 
     Raises:
@@ -58,6 +83,7 @@ def reject(place: State, reason: str, by: str) -> Done:
     """
     with _held(place) as ledger:
         challenger = ledger.standing().challenger
+        _same(place, ledger.standing(), waiting)
         if challenger is None:
             raise StateError(
                 f"expected a version that waits for approval in {place.own}, found none: nothing to reject"
@@ -66,7 +92,7 @@ def reject(place: State, reason: str, by: str) -> Done:
         return Done(act, ledger.standing(), project(place))
 
 
-def rollback(place: State, to: int | None, reason: str, by: str) -> Done:
+def rollback(place: State, to: int | None = None, *, reason: str, by: str) -> Done:
     """Go back to the champion before the present one, or to that of round `to`.
 
     Raises:
@@ -135,6 +161,14 @@ def _held(place: State) -> Iterator[Ledger]:
             yield ledger
         finally:
             ledger.release()
+
+
+def _same(place: State, now: Standing, waiting: int | None) -> None:
+    if waiting is not None and now.challenger != waiting:
+        found = "none" if now.challenger is None else f"round {now.challenger}"
+        raise StateError(
+            f"expected round {waiting} to wait for approval in {place.own}, found {found}: it was decided meanwhile, look again"
+        )
 
 
 def _line(text: str) -> str:

@@ -92,7 +92,7 @@ class Decisions:
         touched = {*about, *(round for act in acts for round in self._touched(events, act))}
         for round in sorted(touched):
             mine = [event for event in events if isinstance(event, Act) and round in self._touched(events, event)]
-            self._tell(round, about.get(round) or self._record(round), now.said[round], mine)
+            self._tell(round, about.get(round) or self.ledger.deciding(round).record, now.said[round], mine)
         for alias, round in ((CHAMPION, now.champion), (CHALLENGER, now.challenger)):
             if round is not None or alias == CHALLENGER:
                 self._point(alias, None if round is None else self.versions[round])
@@ -111,10 +111,6 @@ class Decisions:
             return {act.round}
         *_, before = standings(events[: events.index(act)])
         return {act.round, before.champions[-1]}
-
-    def _record(self, round: int) -> Mapping[str, Any]:
-        visit = next(decision.visit for decision in self.ledger.promotions() if decision.round == round)
-        return self.ledger.visits(after=visit - 1, limit=1)[0].record
 
     def _tell(self, round: int, record: Mapping[str, Any], last: tuple[str, str], acts: Sequence[Act]) -> None:
         """What a version's page and its round's run say: how its model scored, whether it became champion and why, and what people did."""

@@ -48,6 +48,7 @@ class Projection:
         self.first: dict[tuple[str, int], int] = {}
         self.seen = 0
         self.decisions = Decisions(self.client, ledger, self.study, self.versions, self.runs, self.artifacts)
+        self.reports = self.decisions.reports  # what was put right that somebody else had changed
         self.decided: dict[int, Mapping[str, Any]] = {}  # round -> the record that decided on it, not yet written
         self.template = ModelFolder(self.plan, _save)
 
@@ -366,7 +367,7 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
     written = projection.project()
     if request.get("finish"):
         projection.finish(Path(key).with_name("plots"))
-    return {"written": written, "reports": projection.decisions.reports}
+    return {"written": written, "reports": projection.reports}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import pytest
 from fedrounds.cli.main import main
 from fedrounds.cli.run import _columns
 from fedrounds.cli.status import _last_failure, _print
+from fedrounds.ledger import Act, Standing
 from fedrounds.reports.summary import Line
 from fedrounds.tasks import folder as folders
 
@@ -85,7 +86,9 @@ def test_without_a_command_it_shows_its_help(capfd):
     assert main([]) == 2
     out, err = capfd.readouterr()
     assert err == ""
-    assert all(f"\n    {command}  " in out for command in ("init", "check", "run", "status", "ui"))
+    assert all(
+        f"\n    {command}  " in out for command in ("init", "check", "run", "status", "promote", "rollback", "ui")
+    )
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -370,8 +373,8 @@ TABLE = [
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_table_fits_and_long_reasons_stand_below_it(columns, new_study, monkeypatch, capfd):
     monkeypatch.setenv("COLUMNS", str(columns))
-    record = {"metrics": {"auc_error": 0.00003}, "champion": 20, "decision": {"reason": "promoted"}}
-    _print(folders.read(new_study), TABLE, record, 23, [], 12.34)
+    standing = Standing((20,), None, {20: ("promoted", "promoted")})
+    _print(folders.read(new_study), TABLE, {"metrics": {"auc_error": 0.00003}}, 23, [], 12.34, standing)
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "Will this patient be readmitted within 30 days? · 23 rounds in 12.3 s"
     table = lines[2:7]
@@ -403,11 +406,24 @@ def test_the_progress_bar_is_one_line_of_80_columns_whatever_the_names():
     assert len(shown) >= 3
 
 
+def test_who_waits_for_approval_and_what_a_person_did_last_are_shown(new_study, capfd):
+    standing = Standing(
+        (20,), 22, {20: ("promoted", "promoted by ada: safe"), 22: ("pending", "waits for approval: better")}
+    )
+    act = Act(1, 24, 0.0, "promote", 20, "", "safe", "ada")
+    _print(folders.read(new_study), TABLE, {}, 23, [], None, standing, [act])
+    assert capfd.readouterr().out.splitlines()[-4:-1] == [
+        "champion: round 20 — promoted by ada: safe",
+        f"challenger: round 22 — waits for approval: better: `fedrounds promote {new_study}`",
+        "last act: round 20 promoted by ada: safe (1970-01-01 00:00 UTC)",
+    ]
+
+
 def test_a_last_try_that_failed_is_shown(new_study, capfd):
     failure = SimpleNamespace(failed=2.0, reason="expected at least 3 of 4 sites to pass the gate, found 2")
     said = _last_failure([SimpleNamespace(committed=1.0)], [failure])
     assert _last_failure([SimpleNamespace(committed=3.0)], [failure]) == []
-    _print(folders.read(new_study), TABLE, {}, 2, [*said, "the alias was moved by hand"], None)
+    _print(folders.read(new_study), TABLE, {}, 2, [*said, "the alias was moved by hand"], None, Standing())
     out = capfd.readouterr().out
     assert "· 2 of 3 rounds\n" in out
     assert "last try failed: expected at least 3 of 4 sites to pass the gate, found 2\n" in out

@@ -82,6 +82,7 @@ def test_every_round_and_every_site_is_a_finished_child(tracked):
 def test_every_round_is_a_version_that_says_where_it_comes_from(tracked):
     assert tracked.versions.keys() == set(range(1, LAST + 1))
     suite = folders.read(tracked.folder).suite.hash
+    decisions = {decision.round: decision for decision in tracked.ledger.promotions()}
     for entry in tracked.ledger.visits():
         if entry.ask == "train":
             version = tracked.versions[entry.round]
@@ -92,7 +93,24 @@ def test_every_round_is_a_version_that_says_where_it_comes_from(tracked):
                 "fedrounds.study_digest": tracked.ledger.lineage().digest,
                 "fedrounds.suite_hash": suite,
                 "fedrounds.model_digest": entry.model,
+                "fedrounds.decision": "promoted" if decisions[entry.round].promoted else "kept",
+                "fedrounds.reason": decisions[entry.round].reason,
             }
+
+
+def test_every_decision_is_on_the_rounds_run_as_tags_and_as_a_document(tracked):
+    scored = {entry.record["scored"]: entry.record for entry in tracked.ledger.visits() if entry.record["decision"]}
+    assert scored.keys() == set(range(1, LAST + 1))
+    for number, record in scored.items():
+        run = tracked.runs[f"round {number}"]
+        found = json.loads(
+            (tracked.folder / run.info.artifact_uri.removeprefix("file://") / "decision.json").read_text()
+        )
+        outcome = record["decision"]["outcome"]
+        assert found == {"round": number, **record["decision"], "now": outcome, "acts": []}
+        assert run.data.tags["fedrounds.decision"] == outcome
+        assert run.data.tags["fedrounds.reason"] == record["decision"]["reason"] == found["reason"]
+        assert (found["paired"] is None) == (number == 1)
 
 
 def test_an_alias_moved_by_hand_is_put_back_and_reported(tracked):
