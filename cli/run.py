@@ -55,7 +55,8 @@ def done(folder: Folder, place: State) -> bool:
         if lineage is None or last is None or lineage.digest != folder.study.digest:
             return False
         closed = last.ask == "score" and last.round >= folder.operations.rounds
-        return closed and ledger.noted("finished") == last.visit and not ledger.unprojected()
+        written = not ledger.unprojected() and not ledger.unprojected_acts()
+        return closed and ledger.noted("finished") == last.visit and written
 
 
 def _say_done(folder: Folder, place: State, as_json: bool) -> int:

@@ -6,7 +6,7 @@
     ├── GateHalt            12  a gate failed under the policy `halt`
     ├── QuorumError         13  too few sites are left to close the round
     ├── UpdateRejected      14  a message is damaged, foreign, out of turn or not finite
-    ├── StateError          15  the state folder cannot be used, or another runner holds the study
+    ├── StateError          15  the state folder cannot be used, another runner holds the study, or it does not stand as asked
     └── ServiceError        16  Prefect, MLflow or a helper process did not do its part
 
 Each message is one line: what was expected, what was found, where, what to do. Never a patient value: names and counts only.
@@ -54,7 +54,7 @@ class UpdateRejected(FedroundsError):
 
 
 class StateError(FedroundsError):
-    """The state folder cannot be used, or another runner holds the study."""
+    """The state folder cannot be used, another runner holds the study, or it does not stand as an act expects."""
 
     exit_code = 15
 

@@ -34,6 +34,8 @@ from fedrounds.ledger.database import Database, put
 from fedrounds.ledger.rows import Act, Decision, Entry, Failure, Head, Lineage, Verdict, Visit
 from fedrounds.ledger.standing import Standing, standing
 
+ACTS_HELD = "acts in MLflow"  # the note of the last act that MLflow holds
+
 
 class Ledger:
     """A study's ledger. Times are Unix seconds.
@@ -257,6 +259,15 @@ class Ledger:
         """Say that MLflow holds a visit; saying it again changes nothing."""
         with self._database.write() as connection:
             put(connection, schema.projected, {"visit": visit}, {"at": time.time()})
+
+    def unprojected_acts(self) -> list[Act]:
+        """People's acts that MLflow does not hold yet, in order."""
+        held = self.noted(ACTS_HELD) or 0
+        return [act for act in self.acts() if act.number > held]
+
+    def mark_acts_projected(self, number: int) -> None:
+        """Say that MLflow holds the acts up to this one; saying it again changes nothing."""
+        self.note(ACTS_HELD, number)
 
     # --- the lease ----------------------------------------------------------------------------------------------------
 

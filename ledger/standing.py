@@ -30,22 +30,27 @@ class Standing:
         return self.champions[-1] if self.champions else None
 
     def after(self, event: Decision | Act) -> Standing:
-        """How it stands once that happened too."""
+        """Who is champion and who waits once that happened too; `said` is left to `standing`."""
+        if isinstance(event, Decision):
+            if event.promoted:
+                return Standing((*self.champions, event.round))
+            return Standing(self.champions, event.round) if event.pending else self
+        if event.act == "reject":
+            return Standing(self.champions)
+        if event.act == "promote":
+            return Standing((*self.champions, event.round))
+        back = len(self.champions) - 2 - self.champions[-2::-1].index(event.round)  # the last time before this one
+        return Standing(self.champions[: back + 1])
+
+    def words(self, event: Decision | Act) -> dict[int, tuple[str, str]]:
+        """What an event says of versions: its own, and the champion that a rollback takes down."""
         if isinstance(event, Decision):
             word = "promoted" if event.promoted else "pending" if event.pending else "kept"
-            told = replace(self, said={**self.said, event.round: (word, event.reason)})
-            if event.promoted:
-                return replace(told, champions=(*self.champions, event.round), challenger=None)
-            return replace(told, challenger=event.round) if event.pending else told
+            return {event.round: (word, event.reason)}
         why = said(event)
-        if event.act == "reject":
-            return replace(self, challenger=None, said={**self.said, event.round: ("rejected", why)})
-        told = {**self.said, event.round: ("promoted", why)}
-        if event.act == "promote":
-            return Standing((*self.champions, event.round), None, told)
-        left = self.champions[-1]
-        back = len(self.champions) - 2 - self.champions[-2::-1].index(event.round)  # the last time before this one
-        return Standing(self.champions[: back + 1], None, {**told, left: ("rolled back", why)})
+        if event.act != "rollback":
+            return {event.round: ("rejected" if event.act == "reject" else "promoted", why)}
+        return {self.champions[-1]: ("rolled back", why), event.round: ("promoted", why)}
 
 
 def said(act: Act) -> str:
@@ -84,5 +89,8 @@ def standing(decisions: Iterable[Decision], acts: Iterable[Act]) -> Standing:
     >>> now.champion, now.challenger, now.said[2]
     (1, None, ('rolled back', 'rolled back to round 1 by ada: two hospitals complained'))
     """
-    *_, now = standings(in_order(decisions, acts))
-    return now
+    now, told = Standing(), dict[int, tuple[str, str]]()
+    for event in in_order(decisions, acts):
+        told |= now.words(event)
+        now = now.after(event)
+    return replace(now, said=told)

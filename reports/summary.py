@@ -81,7 +81,8 @@ def model_note(study: Study) -> str:
     load = f"mlflow.sklearn.load_model('models:/{study.name}@champion')"
     return (
         f"{study_note(study)}\n\nA version a round, whatever its number: the tag `fedrounds.round` tells. The alias `champion` is the version "
-        f"that the promotion rule chose; `{load}` gives a scikit-learn pipeline, preprocessing included, for raw rows."
+        f"that the promotion rule or a person chose, `challenger` one that waits for a person; "
+        f"`{load}` gives a scikit-learn pipeline, preprocessing included, for raw rows."
     )
 
 
@@ -190,8 +191,8 @@ def _result(study: Study, record: Mapping[str, Any], baselines: Mapping[str, Any
     return f"{title(metric)} of the federated model over all validation patients: **{found:.3f}**{beside}."
 
 
-def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> dict[str, bytes]:
-    """name -> PNG: the rounds, the sites side by side, calibration (of the last scored model)."""
+def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], champion: int | None) -> dict[str, bytes]:
+    """name -> PNG: the rounds (with the champion's marked), the sites side by side, calibration (of the last scored model)."""
     loss, metric = LOSS[study.target.kind], headline(study)
     scored: dict[int, Mapping[str, Any]] = {}
     for visit in visits:
@@ -211,7 +212,7 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
             loss_name=AXIS[loss],
             metric_name=AXIS[metric],
             site_losses=by_site,
-            champion=records[-1]["champion"],
+            champion=champion,
         )
     }
     table = [

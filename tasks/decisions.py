@@ -6,6 +6,7 @@ A part of the projector (`tasks.track`): written from the ledger, every word of 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from fedrounds.ledger.standing import in_order, said, standings
 from fedrounds.reports.summary import version_note
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-NOTED = "acts in MLflow"  # the note in the ledger of the last act that MLflow holds
 MOST = 5000  # characters that MLflow keeps of a tag
 
 
@@ -40,14 +40,10 @@ class Decisions:
     ) -> None:
         self.client, self.ledger, self.study, self.artifacts = client, ledger, study, artifacts
         self.versions, self.runs = versions, runs
+        self.tags: dict[str, dict[str, str]] = {}  # what a run is about -> tags that the projector has still to write
         self.reports: list[str] = []  # what was put right that somebody else had changed
         self.restored = False
         self.pointed: dict[str, str] = {}  # alias -> version, as MLflow has it
-
-    def waiting(self) -> list[Act]:
-        """People's acts that MLflow does not hold yet, in order."""
-        noted = self.ledger.noted(NOTED) or 0
-        return [act for act in self.ledger.acts() if act.number > noted]
 
     def restore(self, visits: Sequence[int], acts: Sequence[Act]) -> None:
         """Once a run, before anything is written: put the aliases back, and report it, where they are not as we left them.
@@ -59,16 +55,13 @@ class Decisions:
         self.restored = True
         self.pointed = dict(self.client.get_registered_model(self.study.name).aliases)
         events = self._events()
-        new = [
-            k
-            for k, event in enumerate(events)
-            if event in acts or (isinstance(event, Decision) and event.visit in visits)
-        ]
-        stood = list(standings(events))[min(new, default=len(events)) :]
-        if stood[0] == Standing():  # the aliases may be an earlier lineage's
+        new = [(isinstance(event, Decision) and event.visit in visits) or event in acts for event in events]
+        stood = [(now.champion, now.challenger) for now in standings(events)]
+        stood = stood[new.index(True) if True in new else len(events) :]
+        if stood[0] == (None, None):  # the aliases may be an earlier lineage's
             return
-        for alias, place in ((CHAMPION, lambda now: now.champion), (CHALLENGER, lambda now: now.challenger)):
-            ours = [self.versions.get(place(now), None) for now in stood]
+        for alias, rounds in zip((CHAMPION, CHALLENGER), zip(*stood, strict=True), strict=True):
+            ours = [None if round is None else self.versions.get(round) for round in rounds]
             found, wanted = self.pointed.get(alias), ours[0]
             if found in ours or (wanted is None and found not in self.versions.values()):
                 continue
@@ -80,44 +73,46 @@ class Decisions:
             )
 
     def write(self, visit: int, about: Mapping[int, Mapping[str, Any]], acts: Sequence[Act]) -> None:
-        """Tags, descriptions and `decision.json` of every round that was decided on or acted on, then the aliases.
+        """Tags, descriptions and `decision.json` of every round that was decided on or acted on.
 
         Args:
             visit: MLflow holds the visits up to this one.
             about: round -> the record of the visit that decided on it, of those that are new.
             acts: people's acts that are new.
         """
-        events = [event for event in self._events() if event.visit <= visit]
-        *_, now = standings(events)
-        touched = {*about, *(round for act in acts for round in self._touched(events, act))}
+        now, touched = Standing(), set(about)
+        said: dict[int, tuple[str, str]] = {}
+        done: defaultdict[int, list[Act]] = defaultdict(list)
+        for event in self._until(visit):
+            words = now.words(event)
+            said |= words
+            if isinstance(event, Act):
+                touched |= words.keys() if event in acts else set()
+                for round in words:
+                    done[round].append(event)
+            now = now.after(event)
         for round in sorted(touched):
-            mine = [event for event in events if isinstance(event, Act) and round in self._touched(events, event)]
-            self._tell(round, about.get(round) or self.ledger.deciding(round).record, now.said[round], mine)
+            self._tell(round, about.get(round) or self.ledger.deciding(round).record, said[round], done[round])
+
+    def point(self, visit: int) -> None:
+        """The aliases go where the ledger has them after this visit, and what people did then; a later one may be there."""
+        *_, now = standings(self._until(visit))
         for alias, round in ((CHAMPION, now.champion), (CHALLENGER, now.challenger)):
             if round is not None or alias == CHALLENGER:
                 self._point(alias, None if round is None else self.versions[round])
 
-    def note(self, acts: Sequence[Act]) -> None:
-        """Say in the ledger that MLflow holds these acts."""
-        if acts:
-            self.ledger.note(NOTED, acts[-1].number)
-
     def _events(self) -> list[Decision | Act]:
         return in_order(self.ledger.promotions(), self.ledger.acts())
 
-    def _touched(self, events: Sequence[Decision | Act], act: Act) -> set[int]:
-        """The rounds that an act is about: its own, and the champion that a rollback took down."""
-        if act.act != "rollback":
-            return {act.round}
-        *_, before = standings(events[: events.index(act)])
-        return {act.round, before.champions[-1]}
+    def _until(self, visit: int) -> list[Decision | Act]:
+        return [event for event in self._events() if event.visit <= visit]
 
     def _tell(self, round: int, record: Mapping[str, Any], last: tuple[str, str], acts: Sequence[Act]) -> None:
         """What a version's page and its round's run say: how its model scored, whether it became champion and why, and what people did."""
         version, run = self.versions[round], self.runs[f"round {round}"]
         tags = {"fedrounds.decision": last[0], "fedrounds.reason": last[1][:MOST]}
+        self.tags[f"round {round}"] = tags
         for key, value in tags.items():
-            self.client.set_tag(run, key, value)
             self.client.set_model_version_tag(self.study.name, version, key, value)
         text = version_note(self.study, record)
         for act in acts:

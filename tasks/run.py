@@ -304,7 +304,8 @@ class Run:
         self.track()
         folder = self.place.own / "plots"
         folder.mkdir(exist_ok=True)
-        for name, png in plots(self.folder.study, self.ledger.visits(), self.ledger.noted("baselines") or {}).items():
+        visits, baselines = self.ledger.visits(), self.ledger.noted("baselines") or {}
+        for name, png in plots(self.folder.study, visits, baselines, self.ledger.standing().champion).items():
             (folder / f"{name}.png").write_bytes(png)
         return self._ask_track(finish=True)
 

@@ -121,17 +121,19 @@ class Projection:
         last = self.ledger.progress()
         pending = self.ledger.unprojected()
         visit = pending[-1] if pending else last.visit if last else 0
-        acts = [act for act in self.decisions.waiting() if act.visit <= visit]
+        acts = [act for act in self.ledger.unprojected_acts() if act.visit <= visit]
         self.decisions.restore(pending, acts)
         if pending:
             self._visits(pending)
         if pending or acts:
             self.decisions.write(visit, self.decided, acts)
+            self._flush()
+            self.decisions.point(visit)
             self.decided.clear()
         for number in pending:
             self.ledger.mark_projected(number)
         if acts:
-            self.decisions.note(acts)
+            self.ledger.mark_acts_projected(acts[-1].number)
             self._note()
         return len(pending)
 
@@ -145,7 +147,6 @@ class Projection:
             if entry.visit in pending:
                 self._visit(entry)
             self.seen = entry.visit
-        self._flush()
 
     def _open_lineage(self) -> None:
         from mlflow.entities import Param
@@ -255,10 +256,15 @@ class Projection:
         ]
 
     def _flush(self) -> None:
-        for about, points in self.points.items():
-            for start in range(0, len(points), 1000):
-                self.client.log_batch(self.runs[about], metrics=points[start : start + 1000])
+        from mlflow.entities import RunTag
+
+        for about in dict.fromkeys([*self.points, *self.decisions.tags]):
+            points, tags = self.points[about], self.decisions.tags.get(about, {})
+            for start in range(0, max(len(points), 1), 1000):
+                batch = [RunTag(key, value) for key, value in tags.items()] if start == 0 else []
+                self.client.log_batch(self.runs[about], metrics=points[start : start + 1000], tags=batch)
         self.points.clear()
+        self.decisions.tags.clear()
 
     # --- the end of a run ---------------------------------------------------------------------------------------------
 

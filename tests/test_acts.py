@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from fedrounds.cli.main import main
+from fedrounds.cli.run import done
 from fedrounds.core.errors import StateError
 from fedrounds.core.operations import Operations
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
-from fedrounds.ledger import Decision, Ledger, Visit, schema
+from fedrounds.ledger import Decision, Ledger, Verdict, Visit, schema
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.run import opened
 
@@ -81,13 +82,13 @@ def filled(ledger):
 def test_an_act_comes_back_as_it_was_recorded_and_moves_the_champion(tmp_path, ledger):
     assert (ledger.standing().champion, ledger.standing().challenger) == (1, 2)
     ledger.acquire()
-    done = ledger.act("promote", 2, "seen by the board", "ada")
+    first = ledger.act("promote", 2, "seen by the board", "ada")
     back = ledger.act("rollback", 1, "complaints", "bob")
     ledger.release()
-    assert (done.number, done.visit, done.act, done.round, done.model) == (1, 3, "promote", 2, "b")
+    assert (first.number, first.visit, first.act, first.round, first.model) == (1, 3, "promote", 2, "b")
     assert (back.number, back.visit, back.model, back.reason, back.by) == (2, 3, "a", "complaints", "bob")
     with Ledger.open(tmp_path / "ledger.db") as other:
-        assert other.acts() == [done, back]
+        assert other.acts() == [first, back]
         assert (other.standing().champions, other.standing().challenger) == ((1,), None)
 
 
@@ -101,6 +102,19 @@ def test_a_round_that_was_not_trained_has_no_visit(ledger):
     assert [ledger.closed(round) for round in (1, 2, 3)] == [1, 2, 3]
     with pytest.raises(StateError, match=r"expected round 4 in the ledger .*, found none: see `fedrounds status`"):
         ledger.closed(4)
+
+
+def test_the_gates_of_a_round_are_those_in_force_when_it_was_trained(ledger):
+    from fedrounds.tasks.acts import ungated
+
+    record = {"sites": {"east": {}, "west": {}}, "excluded": {"north": "failed"}, "refused": {}}
+    passed, not_passed = Verdict(True, {}), Verdict(False, {})
+    given = {"east": passed, "north": not_passed, "west": not_passed, "gone": not_passed}
+    ledger.commit(
+        3, replace(visit(4), record=record, verdicts=given)
+    )  # west took part with a warning, gone left the roster
+    ledger.commit(4, replace(visit(5), record={**record, "excluded": {}}, verdicts={"west": passed, "north": passed}))
+    assert [ungated(ledger, round) for round in (0, 4, 5)] == [[], ["north", "west"], []]
 
 
 def version_1(path):
@@ -173,8 +187,8 @@ def waiting(toy_study, program, tmp_path_factory):
         ledger.release()
     assert aliases(folder) == {"champion": champions[-1]}
     operations = folder / "operations.toml"
-    text = operations.read_text().replace("[promotion] ", '[promotion]\nconfidence = 0\napproval = "required"\n#')
-    operations.write_text(text)
+    text = operations.read_text().replace("confidence = 0.95", "confidence = 0")
+    operations.write_text(text.replace('approval = "none"', 'approval = "required"'))
     ran = program("run", folder, "--more", 1, "--json")
     assert (ran.returncode, ran.stderr) == (0, "")
     return SimpleNamespace(folder=folder, before=champions[-1], said=json.loads(ran.stdout))
@@ -365,9 +379,9 @@ def test_a_person_answers_in_prefect(waiting, toy_study, tmp_path):
 
 def test_the_command_promotes_goes_back_and_says_so_everywhere(waiting, program, capfd):
     folder = waiting.folder
-    done = program("promote", folder, "--reason", "seen by the board", "--by", "ada")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "toy: round 4 promoted by ada: seen by the board; the champion is round 4.\n"
+    ended = program("promote", folder, "--reason", "seen by the board", "--by", "ada")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "toy: round 4 promoted by ada: seen by the board; the champion is round 4.\n"
     assert aliases(folder) == {"champion": 4}
     decision, reason, document, description = shown(folder, 4)
     assert (decision, reason) == ("promoted", "promoted by ada: seen by the board")
@@ -419,9 +433,19 @@ def test_acts_written_to_mlflow_twice_change_nothing(waiting):
 
     before = aliases(waiting.folder), [shown(waiting.folder, round) for round in (1, 2, 3, 4)]
     with ledger_of(waiting.folder) as ledger:
-        ledger.note("acts in MLflow", 1)  # as if the projector had been killed just before it noted that it was done
+        read, place = folders.read(waiting.folder), folders.state_of(waiting.folder, "toy")
+        assert done(read, place)
+        ledger.mark_acts_projected(1)  # as if the projector had been killed just before it noted that it was done
+        assert not done(read, place)  # so that `fedrounds run` has that to do
         projection = Projection(ledger, waiting.folder / "mlruns")
         assert projection.project() == 0
         assert projection.reports == []
-        assert ledger.noted("acts in MLflow") == 3
+        assert ledger.unprojected_acts() == []
+        assert done(read, place)
+        store(waiting.folder).set_registered_model_alias("toy", "challenger", "3")  # by hand, and nobody waits
+        again = Projection(ledger, waiting.folder / "mlruns")
+        again.project()
+    assert again.reports == [
+        "the alias 'challenger' of 'toy' was moved by hand: found on version 3, taken away, as the ledger says"
+    ]
     assert (aliases(waiting.folder), [shown(waiting.folder, round) for round in (1, 2, 3, 4)]) == before
