@@ -26,6 +26,9 @@ class Folded:
     champion_scores: Scores = field(default_factory=dict[str, tuple[Array, Array]])
     training: Mapping[str, tuple[float, float, float]] = field(default_factory=dict[str, tuple[float, float, float]])
     """site -> (training rows, sum of their losses under the model that came in, lambda)"""
+    profiles: Mapping[str, Sums] = field(
+        default_factory=dict[str, Sums]
+    )  # site -> its profile, where one was asked for
 
 
 class Algorithm(NamedTuple):

@@ -45,10 +45,11 @@ class Closed:
     champion_scores: Scores
     training: Mapping[str, tuple[float, float, float]]  # site -> (rows, sum of losses, lambda)
     refused: Mapping[str, str]
+    profiles: Mapping[str, Sums] = field(default_factory=dict[str, Sums])  # site -> its profile
 
 
 def open_round(state: RunState, plan: Plan, ask: Ask, sites: Iterable[str], quorum: int = 1) -> Asking:
-    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone."""
+    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone, `profile` for profiles."""
     return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {})
 
 
@@ -78,6 +79,7 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
         folded.champion_scores,
         folded.training,
         refused,
+        folded.profiles,
     )
 
 
