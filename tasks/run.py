@@ -21,6 +21,7 @@ from fedrounds.core.simulate import simulate
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Decision, Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
+from fedrounds.tasks import drift
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
@@ -221,6 +222,7 @@ class Run:
         state, decision = judged(asking.state, closed, self.folder.operations.promotion, known)
         closed = replace(closed, state=state)
         self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision)
+        self.last |= drift.noted(self, closed)
         digest = asking.state.model_digest
         decisions = [Decision(closed.scored, decision.promote, decision.reason, digest)] if decision else []
         suite = self.folder.suite.hash if self.folder.suite else ""
@@ -245,7 +247,7 @@ class Run:
     @property
     def scored(self) -> bool:
         """Whether the present model was scored by the last visit."""
-        last = self.ledger.progress()
+        last = self.ledger.progress(besides="profile")  # which scores nothing and changes no model
         return last is not None and last.ask == "score" and last.round == self.state.round
 
     # --- baselines ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
+from fedrounds.reports.drift import drift_points
 from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note, version_note
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.model_folder import ModelFolder
@@ -157,6 +158,9 @@ class Projection:
         if entry.ask == "train":
             self._round(entry)
         self._sites(entry, when)
+        for about, values in drift_points(self.study, entry, self._first("metrics", entry)).items():
+            if about in self.runs:  # a site has one once it was scored
+                self._points(about, values, when, entry.round if record["scored"] is None else record["scored"])
         if record["decision"]:
             self._decision(record)
 
