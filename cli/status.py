@@ -63,7 +63,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
         }
         print(json.dumps(document, ensure_ascii=False))
         return 0
-    _print(folder, table, record, number, [*_last_failure(visits, failures), *drifted, *reports], seconds)
+    _print(folder, table, record, number, [*(_last_failure(visits, failures) or drifted), *reports], seconds)
     return 0
 
 

@@ -88,7 +88,7 @@ def drift_plots(study: Study, visits: Sequence[Any]) -> dict[str, bytes]:
     last, pictures = profiled[-1].record["drift"], {}
     limits = {"warn": last["limit"]["warn"], "hold": last["limit"]["hold"]}
     if last["sites"]:
-        against = f"visit {last['reference']}"
+        against = f"their profile of visit {last['reference']}"
         pictures["drift"] = _heatmap(study, last["sites"], sorted(last["between"] or last["sites"]), against, limits)
     if last["between"]:
         pictures["drift-between"] = _heatmap(study, last["between"], sorted(last["between"]), "the other sites", {})

@@ -22,8 +22,10 @@ SHADES = (
     "#0072B2",
     "#00416B",
 )  # of one hue, light to dark: order without colour vision
-WARN, HOLD = "#E69F00", "#D55E00"
-CELL_IN = 0.42
+FRAMES = (
+    {"edgecolors": "#E69F00", "linewidths": 1.2},
+    {"edgecolors": "#D55E00", "linewidths": 2.6},
+)  # beyond warn, beyond hold
 
 
 def heatmap(
@@ -38,8 +40,9 @@ def heatmap(
 ) -> bytes:
     """Draws a cell for each site and feature, darker the further it lies apart; the furthest site on top.
 
-    A cell beyond a limit is framed and its number bold, so that it needs no colour to be seen; a dot says that there is nothing beyond
-    chance, a dash that nothing was compared. Beyond fifty sites or thirty features the furthest are drawn, and the title says so.
+    A cell beyond a limit is framed, thickly and with a bold number beyond the one that holds: it needs no colour to be seen. A dot says
+    that there is nothing beyond chance, a dash that nothing was compared. Beyond fifty sites or thirty features the furthest are drawn,
+    and the title says so.
 
     Args:
         sites: The sites.
@@ -68,7 +71,8 @@ def heatmap(
     which = f"the {MOST_ROWS} furthest of {len(sites)} sites" if len(sites) > MOST_ROWS else count(len(sites), "site")
     also = f", the {MOST_COLUMNS} furthest of {len(features)} features" if len(features) > MOST_COLUMNS else ""
     row_in = 0.3 if len(rows) <= 12 else 0.2
-    wide_in, tall_in = CELL_IN * max(len(columns), 3), row_in * max(len(rows), 1)
+    cell_in = min(max(5.6 / max(len(columns), 1), 0.42), 0.8)
+    wide_in, tall_in = cell_in * max(len(columns), 3), row_in * max(len(rows), 1)
     probe = card.figure(1, 1, "", "")  # the size of the card depends on the widest words
     left_in, head_in = 0.35 + card.width_in(probe, labels, 8), 0.2 + card.width_in(probe, heads, 8)
     fig = card.figure(
@@ -81,7 +85,7 @@ def heatmap(
     _cells(ax, [[table[site][j] for j in columns] for site in rows], warn, hold)
     at = {"fontsize": 8, "color": card.INK, "parse_math": False}
     for y, label in enumerate(labels):
-        ax.text(-0.08 / CELL_IN, y + 0.5, label, ha="right", va="center", **at)
+        ax.text(-0.08 / cell_in, y + 0.5, label, ha="right", va="center", **at)
     for x, head in enumerate(heads):
         ax.text(x + 0.5, -0.08 / row_in, head, ha="center", va="bottom", rotation=90, **at)
     if not rows or not columns:
@@ -135,9 +139,9 @@ def history(
     pad = 0.015 * (high - low) if high > low else 0.5
     ax.set_xlim(low - pad, high + pad)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    for limit, colour, name in ((warn, WARN, "warn"), (hold, HOLD, "hold")):
-        ax.axhline(limit, color=colour, linestyle=(0, (5, 2)), linewidth=1.3, zorder=1)
-        ends.append((high + pad, limit, name, colour))
+    for limit, name in ((warn, "warn"), (hold, "hold")):
+        ax.axhline(limit, color=card.SOFT, linestyle=(0, (5, 2)), linewidth=1.2, zorder=1)
+        ends.append((high + pad, limit, name, card.SOFT))
     for visit in accepted:
         ax.axvline(visit, color=card.BLACK, linestyle=(0, (1, 1.5)), linewidth=1.2, zorder=1)
     name_ends(ax, ends)
@@ -147,34 +151,44 @@ def history(
 
 
 def _cells(ax: Axes, table: Sequence[Sequence[float]], warn: float | None, hold: float | None) -> None:
-    from matplotlib.patches import Rectangle
+    """Draws the table; what many cells share is one artist, as fifty sites by thirty features are many."""
+    from matplotlib.collections import PolyCollection
 
-    ax.set_xlim(0, max(len(table[0]) if table else 0, 3))
-    ax.set_ylim(max(len(table), 1), 0)
+    wide, tall = max(len(table[0]) if table else 0, 3), max(len(table), 1)
+    ax.set_xlim(0, wide)
+    ax.set_ylim(tall, 0)
+    _bare(ax)
+    cells = [(x, y, value) for y, row in enumerate(table) for x, value in enumerate(row)]
+    shades = [SHADES[_shade(value, hold)] for *_, value in cells]
+    ax.add_collection(
+        PolyCollection([_box(x, y) for x, y, _ in cells], facecolors=shades, edgecolors=card.FAINT, linewidths=0.5)
+    )
+    for (low, high), frame in zip(((warn, hold), (hold, None)), FRAMES, strict=True):
+        framed = [_box(x, y, 0.06) for x, y, value in cells if low is not None and low < value <= (high or math.inf)]
+        ax.add_collection(PolyCollection(framed, facecolors="none", zorder=3, **frame))
+    for marker, wanted in ((".", lambda value: value == 0), ("_", math.isnan)):
+        at = [(x + 0.5, y + 0.5) for x, y, value in cells if wanted(value)]
+        ax.plot([x for x, _ in at], [y for _, y in at], ls="none", marker=marker, markersize=3, color=card.SOFT)
+    for x, y, value in cells:
+        if value > 0:
+            text = "<.01" if value < 0.005 else f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
+            ink = "white" if _shade(value, hold) >= 4 else card.INK
+            bold = "bold" if hold is not None and value > hold else "normal"
+            ax.text(x + 0.5, y + 0.5, text, fontsize=7, color=ink, fontweight=bold, ha="center", va="center", zorder=4)
+
+
+def _box(x: float, y: float, inside: float = 0.0) -> list[tuple[float, float]]:
+    """The corners of a cell."""
+    low, high = inside, 1 - inside
+    return [(x + low, y + low), (x + high, y + low), (x + high, y + high), (x + low, y + high)]
+
+
+def _bare(ax: Axes) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    for y, row in enumerate(table):
-        for x, value in enumerate(row):
-            shade = _shade(value, hold)
-            ax.add_patch(
-                Rectangle((x, y), 1, 1, facecolor=SHADES[shade], edgecolor=card.FAINT, linewidth=0.5, zorder=1)
-            )
-            frame = HOLD if hold is not None and value > hold else WARN if warn is not None and value > warn else None
-            if frame:
-                ax.add_patch(
-                    Rectangle((x + 0.05, y + 0.07), 0.9, 0.86, fill=False, edgecolor=frame, linewidth=1.8, zorder=3)
-                )
-            text = (
-                "–" if math.isnan(value) else "·" if value == 0 else f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
-            )
-            ink = "white" if shade >= 3 else card.INK if frame or value else card.SOFT
-            weight = "bold" if frame else "normal"
-            ax.text(
-                x + 0.5, y + 0.5, text, fontsize=7, color=ink, fontweight=weight, ha="center", va="center", zorder=4
-            )
 
 
 def _shade(value: float, hold: float | None) -> int:
@@ -189,18 +203,20 @@ def _key(ax: Axes, warn: float | None, hold: float | None) -> None:
     step = 0.5 * (hold or 0.25)
     ax.set_xlim(0, len(SHADES) - 1)
     ax.set_ylim(0, 1)
-    ax.set_yticks([])
-    ax.grid(visible=False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    _bare(ax)
     for k, shade in enumerate(SHADES[1:]):
         ax.add_patch(Rectangle((k, 0), 1, 1, facecolor=shade, edgecolor=card.FAINT, linewidth=0.5))
     ax.set_xticks(range(len(SHADES) - 1), [f"{k * step:.3g}" for k in range(len(SHADES) - 1)])
     ax.tick_params(length=2, labelsize=7.5)
     x = len(SHADES) - 0.7
-    for limit, colour, word in ((warn, WARN, "warn"), (hold, HOLD, "hold")):
+    for limit, frame, word in ((warn, FRAMES[0], "warn"), (hold, FRAMES[1], "hold")):
         if limit is not None:
-            frame = {"fill": False, "edgecolor": colour, "linewidth": 1.8, "clip_on": False}
-            ax.add_patch(Rectangle((x, 0), 0.6, 1, **frame))
+            style = {
+                "edgecolor": frame["edgecolors"],
+                "linewidth": frame["linewidths"],
+                "fill": False,
+                "clip_on": False,
+            }
+            ax.add_patch(Rectangle((x, 0), 0.6, 1, **style))
             ax.text(x + 0.75, 0.5, f"beyond {word}, {limit:g}", fontsize=8, color=card.INK, va="center", ha="left")
             x += 3.3

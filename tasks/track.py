@@ -254,6 +254,7 @@ class Projection:
             return
         self.restored = True
         promoted = [decision for decision in self.ledger.promotions() if decision.promoted]
+        pending = {*pending, *self.ledger.unprojected()}  # visits go on being committed
         before = [decision for decision in promoted if decision.visit not in pending]
         if not before:
             return
