@@ -283,6 +283,7 @@ def test_a_planted_small_cell_leaves_with_the_rows_of_its_neighbours():
     assert told(60, 3, 0, 25, 12).tolist() == [60, 28, -1, -1, 12]
     assert told(60, 25, 12, 3).tolist() == [60, 25, 15, -1]
     assert told(97, 3).tolist() == [100, -1]
+    assert told(60, 0, 3, 0, 0).tolist() == [63, -1, -1, 0, 0]
     assert told(3, 97).tolist() == [100, -1]
 
 

@@ -35,7 +35,7 @@ def withhold(sums: Sums, minimum: int) -> Sums:
 
 
 def merge_cells(counts: Vector, minimum: int) -> Vector:
-    """A histogram whose small cells are counted together with those after them, until there are `minimum` rows.
+    """A histogram whose small cells are counted together with the cells after them, until there are `minimum` rows.
 
     Args:
         counts: (cells,) whole numbers, `minimum` or more in all.
@@ -66,7 +66,7 @@ def merge_cells(counts: Vector, minimum: int) -> Vector:
         if rows >= minimum:
             merged[first], first, last = rows, -1, first
     if first >= 0:
-        before = max(merged[last], 0.0)
-        merged[last : int(np.flatnonzero(counts)[-1]) + 1] = MERGED
+        before, end = max(merged[last], 0.0), int(np.flatnonzero(counts)[-1]) + 1
+        merged[last:end], merged[end:] = MERGED, 0.0
         merged[last] = before + rows
     return merged
