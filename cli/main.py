@@ -89,7 +89,15 @@ def _run(arguments: argparse.Namespace) -> int:
         case "run":
             from fedrounds.cli.run import run
 
-            return run(arguments.dir, arguments.data, arguments.state, arguments.more, arguments.fresh, arguments.json)
+            return run(
+                arguments.dir,
+                arguments.data,
+                arguments.state,
+                arguments.more,
+                arguments.fresh,
+                arguments.json,
+                arguments.accept_drift,
+            )
         case "status":
             from fedrounds.cli.status import status
 
@@ -134,7 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--gate", action="store_true", help="run the sites' expectation suites too")
     run = command("run", "bring the study to its rounds; what is done already is not done again")
     run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
-    run.add_argument("--fresh", action="store_true", help="start anew; what was there is set aside")
+    anew = run.add_mutually_exclusive_group()
+    anew.add_argument("--fresh", action="store_true", help="start anew; what was there is set aside")
+    anew.add_argument(
+        "--accept-drift", action="store_true", help="the newest data are right: later ones are compared with them"
+    )
     status = command("status", "where the study stands")
     promote = command("promote", "make the version that waits for approval champion, or any that was scored")
     which = promote.add_mutually_exclusive_group()

@@ -24,13 +24,23 @@ if TYPE_CHECKING:
     from fedrounds.tasks.ward import Ward
 
 
-def run(directory: Path, data: Path | None, state: Path | None, more: int, fresh: bool, as_json: bool) -> int:
-    """Bring the study to its rounds, or `more` further."""
+def run(
+    directory: Path,
+    data: Path | None,
+    state: Path | None,
+    more: int,
+    fresh: bool,
+    as_json: bool,
+    accept_drift: bool = False,
+) -> int:
+    """Bring the study to its rounds, or `more` further; with `accept_drift`, the sites' newest profile is what later ones are compared with."""
     from fedrounds.tasks.clock import Clock
     from fedrounds.tasks.folder import prepare
 
     clock = Clock()
     folder, place = opened(directory, data, state)
+    if accept_drift:
+        accept(place)
     if not fresh and not more and done(folder, place):
         return _say_done(folder, place, as_json)
     wards = loaded(folder)
@@ -51,12 +61,23 @@ def done(folder: Folder, place: State) -> bool:
     if not place.ledger.exists():
         return False
     with Ledger.open(place.ledger) as ledger:
-        lineage, last = ledger.lineage(), ledger.progress()
-        if lineage is None or last is None or lineage.digest != folder.study.digest:
+        lineage, newest, last = ledger.lineage(), ledger.progress(), ledger.progress(besides="profile")
+        if lineage is None or newest is None or last is None or lineage.digest != folder.study.digest:
             return False
         closed = last.ask == "score" and last.round >= folder.operations.rounds
         written = not ledger.unprojected() and not ledger.unprojected_acts()
-        return closed and ledger.noted("finished") == last.visit and written
+        return closed and ledger.noted("finished") == newest.visit and written
+
+
+def accept(place: State) -> None:
+    """Make the newest profile the reference. Raises StateError if there is none, or while another runner works on the study."""
+    from fedrounds.ledger import Ledger
+    from fedrounds.tasks.drift import NOTHING, accept
+
+    if not place.ledger.exists():
+        raise NOTHING
+    with Ledger.open(place.ledger) as ledger:
+        accept(ledger)
 
 
 def _say_done(folder: Folder, place: State, as_json: bool) -> int:
@@ -218,7 +239,7 @@ def progress(folder: Folder, terminal: TextIO, as_json: bool) -> Iterator[Callab
 
         def on_visit(run: Run) -> None:
             value = run.last["metrics"].get(loss)
-            said = "statistics" if value is None else f"{label} {value:.4f}"
+            said = ("profile" if "profile" in run.last else "statistics") if value is None else f"{label} {value:.4f}"
             bar.update(task, completed=run.state.round, total=run.target, sites=len(run.last["sites"]), loss=said)
 
         yield on_visit

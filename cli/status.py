@@ -33,12 +33,14 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
     from dataclasses import asdict
 
     from fedrounds.ledger import Ledger
+    from fedrounds.reports.drift import drift_lines, last_drift
     from fedrounds.reports.summary import last_scores, lines
 
     with Ledger.open(place.ledger) as ledger:
         visits, baselines, failures = ledger.visits(), ledger.noted("baselines") or {}, ledger.failures()
         reports = ledger.noted("reports") or []
         standing, acts = ledger.standing(), ledger.acts()
+        drifted = drift_lines(visits, ledger.noted("accepted_drift") or [])
     table = lines(folder.study, visits, baselines)
     record = last_scores(visits) or {}
     number = max((visit.round for visit in visits), default=0)
@@ -56,6 +58,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
             "metrics": record.get("metrics", {}),
             "sites": [asdict(line) for line in table],
             "decision": record.get("decision"),
+            "drift": last_drift(visits).record["drift"] if last_drift(visits) else None,
             "last_failure": asdict(failures[-1]) if _last_failure(visits, failures) else None,
             "reports": reports,
             "state": str(place.own),
@@ -64,7 +67,16 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
         }
         print(json.dumps(document, ensure_ascii=False))
         return 0
-    _print(folder, table, record, number, [*_last_failure(visits, failures), *reports], seconds, standing, acts)
+    _print(
+        folder,
+        table,
+        record,
+        number,
+        [*(_last_failure(visits, failures) or drifted), *reports],
+        seconds,
+        standing,
+        acts,
+    )
     return 0
 
 

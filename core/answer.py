@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.core.algorithm import SiteState, Sums
-from fedrounds.core.messages import Reply, Request
+from fedrounds.core.messages import OF_TABLE, Reply, Request
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import withhold
@@ -36,7 +36,7 @@ def handle(
     """Answer one request.
 
     Args:
-        data: the site's clean table, or its rows already encoded by the request's statistics (a request for statistics needs the table).
+        data: the site's clean table, or its rows already encoded by the request's statistics (a request for statistics or a profile needs the table).
         rng: what training draws from; the same seed gives the same bytes.
 
     Returns:
@@ -45,7 +45,7 @@ def handle(
     sums: Sums = {}
     refusal = _refusal(request, data, plan, policy)
     if not refusal:
-        if isinstance(data, Cohort) and request.ask != "statistics":
+        if isinstance(data, Cohort) and request.ask not in OF_TABLE:
             data = encode(data, plan.study, request.arrays, plan.ones)
         with np.errstate(all="ignore"):  # what overflows is seen below
             after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
@@ -68,6 +68,6 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
     train = int(np.count_nonzero(~data.valid)) if isinstance(data, Cohort) else len(data.y)
     if train < policy.minimum_patients:
         return below(policy)
-    if plan.bins > policy.finest_bins and request.ask != "statistics":
+    if plan.bins > policy.finest_bins and request.ask not in OF_TABLE:
         return f"score histograms of {plan.bins} bins are finer than the {policy.finest_bins} that the site allows"
     return ""

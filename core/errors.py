@@ -7,7 +7,8 @@
     ├── QuorumError         13  too few sites are left to close the round
     ├── UpdateRejected      14  a message is damaged, foreign, out of turn or not finite
     ├── StateError          15  the state folder cannot be used, another runner holds the study, or it does not stand as asked
-    └── ServiceError        16  Prefect, MLflow or a helper process did not do its part
+    ├── ServiceError        16  Prefect, MLflow or a helper process did not do its part
+    └── DriftHold           17  drift beyond the study's limit holds the study
 
 Each message is one line: what was expected, what was found, where, what to do. Never a patient value: names and counts only.
 Anything else that escapes is a bug and shows a traceback.
@@ -63,3 +64,9 @@ class ServiceError(FedroundsError):
     """Prefect, MLflow or a helper process did not do its part."""
 
     exit_code = 16
+
+
+class DriftHold(FedroundsError):
+    """Drift beyond the study's limit holds the study."""
+
+    exit_code = 17

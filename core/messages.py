@@ -27,7 +27,8 @@ LARGEST_HEADER = 1 << 20
 LONGEST_TEXT = 1000
 LARGEST_MESSAGE = 1 << 30
 
-Ask = Literal["statistics", "train", "score"]
+Ask = Literal["statistics", "train", "score", "profile"]
+OF_TABLE: frozenset[Ask] = frozenset({"statistics", "profile"})  # asked about the clean table, before any preprocessing
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedrounds.core.study import Fraction, Frozen, Name, NonNegative
 
@@ -44,8 +44,29 @@ class Schedule(Frozen):
     timezone: str = "UTC"
 
 
+class Drift(Frozen):
+    """When new data at a site count as drifted; without this section nobody looks.
+
+    `warn` and `hold` are population stability indices, after the allowance for chance: beyond `warn` it is told, beyond `hold` the study
+    does not go on until somebody accepts the new data. `features` names those to watch (all by default), `label` watches the target too.
+    `calibration` warns when ln(observed / expected) is surely beyond it at a site or over all; 0 does not look.
+    """
+
+    warn: NonNegative = 0.1
+    hold: NonNegative = 0.25
+    features: tuple[str, ...] | None = None
+    label: bool = True
+    calibration: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.warn > self.hold:
+            raise ValueError(f"expected `warn` of at most `hold`, found {self.warn:g} above {self.hold:g}: lower it")
+        return self
+
+
 class Operations(Frozen):
-    """Roster, rounds, gate, quorum, promotion, schedule."""
+    """Roster, rounds, gate, quorum, promotion, schedule, drift."""
 
     rounds: int = Field(ge=1, le=100_000)
     sites: tuple[Name, ...] | None = None
@@ -53,6 +74,7 @@ class Operations(Frozen):
     gate: Gate = Gate()
     promotion: Promotion = Promotion()
     schedule: Schedule | None = None
+    drift: Drift | None = None
 
     def quorum_of(self, sites: int) -> int:
         """Sites that must take part, out of a roster of `sites`; a fraction is rounded up."""

@@ -23,6 +23,7 @@ from fedrounds.core.models.mlp import mlp
 from fedrounds.core.models.multinomial import multinomial
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
+from fedrounds.core.profile import profiling
 from fedrounds.core.state import RunState
 from fedrounds.core.statistics import statistics
 from fedrounds.core.study import (
@@ -97,7 +98,7 @@ def build(study: Study) -> Plan:
         classes=classes,
         bins=bins,
         family=family,
-        algorithms={"statistics": statistics(study), "train": train, "score": score},
+        algorithms={"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)},
         memory=lambda: step.init(family.layout.size),
     )
 

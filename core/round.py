@@ -47,10 +47,11 @@ class Closed:
     paired: Mapping[str, Array]  # site -> [n, Σd, Σd²] against the champion, empty if there was none to compare with
     training: Mapping[str, tuple[float, float, float]]  # site -> (rows, sum of losses, lambda)
     refused: Mapping[str, str]
+    profiles: Mapping[str, Sums] = field(default_factory=dict[str, Sums])  # site -> its profile
 
 
 def open_round(state: RunState, plan: Plan, ask: Ask, sites: Iterable[str], quorum: int = 1) -> Asking:
-    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone."""
+    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone, `profile` for profiles."""
     return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {})
 
 
@@ -80,6 +81,7 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
         folded.paired,
         folded.training,
         refused,
+        folded.profiles,
     )
 
 

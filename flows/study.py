@@ -1,4 +1,4 @@
-"""The flow of a study: gate, round 0, training rounds, a closing visit that scores the last model.
+"""The flow of a study: gate, round 0, a profile where drift is watched, training rounds, a closing visit that scores the last model.
 
 Run by `fedrounds run`, or by any Prefect worker: `fedrounds.flows.study:study`. Its parameters are paths and numbers; patient rows stay in
 the wards of this process, and the ledger alone decides what is still to do.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from prefect import Task, flow, get_client, tags, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.messages import Ask
 from fedrounds.core.round import Asking
+from fedrounds.reports.drift import drift_table
 from fedrounds.reports.summary import markdown_table
+from fedrounds.tasks import drift
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import visit as tasks
 from fedrounds.tasks.run import Run, opened, request_bytes
@@ -75,6 +79,7 @@ async def rounds(run: Run, more: int) -> None:
     await admit(run)
     if not run.state.statistics:
         await visit(run, "statistics", tasks.statistics)
+    await watch(run)
     for group in run.groups(run.taking_part):
         await do(run, tasks.preprocess, group, run)
     run.aim(more)
@@ -82,6 +87,7 @@ async def rounds(run: Run, more: int) -> None:
         await visit(run, "train", tasks.fit)
     if not run.scored:
         await visit(run, "score", tasks.score)
+        tell(run, "warned", drift.miscalibrated(run))
     await do(run, finish, run)
 
 
@@ -128,6 +134,39 @@ async def admit(run: Run) -> None:
         markdown(verdicts), key=_key("gate", run), description="What each site's gate found"
     )
     run.admit({verdict.site: verdict for verdict in verdicts})
+
+
+async def watch(run: Run) -> None:
+    """Where the study watches for drift: data that changed are profiled, and beyond the limit the run ends here.
+
+    Raises:
+        DriftHold: a site's data have drifted too far. The profile is in the ledger and in MLflow; nothing else has changed.
+    """
+    changed = drift.due(run)
+    if changed:
+        await visit(run, "profile", tasks.profile)
+    found = drift.standing(run)
+    if found is None:
+        return
+    if changed:
+        table = drift_table(run.folder.study, found)
+        await acreate_markdown_artifact(
+            table, key=_key("drift", run), description="How far each site's data have drifted"
+        )
+        tell(run, "warned", drift.warning(run.folder.study, found))
+    if found["held"]:
+        tell(run, "held", drift.news(run.folder.study, found))
+        if changed:
+            await asyncio.wrap_future(run.finish_tracking())
+        run.failed(drift.hold(found))
+
+
+def tell(run: Run, word: str, news: Mapping[str, Any] | None) -> None:
+    """Raise a Prefect event about the study's drift, if there is news; its payload is names and numbers."""
+    name = run.folder.study.name
+    if news:
+        about = {"prefect.resource.id": f"fedrounds.study.{name}", "prefect.resource.name": name}
+        emit_event(f"fedrounds.drift.{word}", resource=about, payload=dict(news))
 
 
 async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sqlalchemy import Connection, Select, func, insert, select
+from sqlalchemy import Connection, Select, func, insert, select, true
 
 from fedrounds.core import state as states
 from fedrounds.core.errors import StateError
@@ -160,18 +160,20 @@ class Ledger:
             failure = Failure(visit, connection.scalar(tries) + 1, round, ask, reason, started, time.time())
             connection.execute(insert(schema.failures).values(asdict(failure)))
 
-    def visits(self, after: int = 0, limit: int | None = None) -> list[Entry]:
-        """The visits later than `after`, in order, at most `limit`."""
+    def visits(self, after: int = 0, limit: int | None = None, ask: str | None = None) -> list[Entry]:
+        """The visits later than `after`, in order, at most `limit`; of one kind only if `ask` says so."""
+        kind = schema.visits.c.ask == ask if ask else true()
         with self._database.read() as connection:
             rows = connection.execute(
-                select(*_ENTRY).where(schema.visits.c.visit > after).order_by(schema.visits.c.visit).limit(limit)
+                select(*_ENTRY).where(schema.visits.c.visit > after, kind).order_by(schema.visits.c.visit).limit(limit)
             )
             return [Entry(**row) for row in rows.mappings()]
 
-    def progress(self) -> Entry | None:
-        """The last visit, without its state: cheap enough to ask several times a second."""
+    def progress(self, besides: str = "") -> Entry | None:
+        """The last visit, or the last that did not ask for `besides`, without its state: cheap enough to ask several times a second."""
         with self._database.read() as connection:
-            row = connection.execute(_last(schema.visits.c.visit, *_ENTRY)).mappings().first()
+            last = _last(schema.visits.c.visit, *_ENTRY).where(schema.visits.c.ask != besides)
+            row = connection.execute(last).mappings().first()
         return Entry(**row) if row else None
 
     def state(self, visit: int) -> RunState:

@@ -1,4 +1,4 @@
-"""Three pictures of a study, as PNG bytes: its rounds, its sites, its calibration.
+"""Pictures of a study, as PNG bytes: its rounds, its sites, its calibration, its drift.
 
 A picture is a solid white card, so it reads the same in MLflow's light and dark themes. Colours are Okabe and Ito's
 (2008), and shape or dash always says the same as the colour. matplotlib is imported when a picture is drawn and only
@@ -8,7 +8,8 @@ through its objects: no pyplot, no global state. The same numbers give the same 
 """
 
 from fedrounds.reports.calibration import calibration
+from fedrounds.reports.heatmap import heatmap, history
 from fedrounds.reports.rounds import rounds
 from fedrounds.reports.sites import sites
 
-__all__ = ["calibration", "rounds", "sites"]
+__all__ = ["calibration", "heatmap", "history", "rounds", "sites"]

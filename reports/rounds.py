@@ -61,21 +61,21 @@ def rounds(
     ends = []
     for i, values in enumerate(each.values()):
         colour, dash = LINES[i] if named else ("#9A9A9A", "-")
-        end = _line(top, steps, values, color=colour, linestyle=dash, linewidth=1.1 if named else 0.6, zorder=2)
+        end = line(top, steps, values, color=colour, linestyle=dash, linewidth=1.1 if named else 0.6, zorder=2)
         if named and end:
             ends.append((*end, named[i], colour))
     for ax, values, label in ((top, loss, loss_name), (low, metric, metric_name)):
-        end = _line(ax, steps, values, color=card.BLUE, linewidth=2.6, zorder=4)
+        end = line(ax, steps, values, color=card.BLUE, linewidth=2.6, zorder=4)
         _scale(ax, label)
         _round_axis(ax, steps, champion)
-        _name_ends(ax, [*(ends if ax is top else []), *([(*end, f"all {end[1]:.4g}", card.BLUE)] if end else [])])
+        name_ends(ax, [*(ends if ax is top else []), *([(*end, f"all {end[1]:.4g}", card.BLUE)] if end else [])])
     _star(low, steps, metric, champion)
     top.tick_params(labelbottom=False)
     low.set_xlabel("federated round (number)", fontsize=9, color=card.INK)
     return card.png(fig)
 
 
-def _line(ax: Axes, steps: Sequence[int], values: Numbers, **style: Any) -> tuple[float, float] | None:
+def line(ax: Axes, steps: Sequence[int], values: Numbers, **style: Any) -> tuple[float, float] | None:
     """Draws the measured points, joined, and returns the last one."""
     points = [(s, y) for s, y in zip(steps, map(number, values), strict=True) if not math.isnan(y)]
     if not points:
@@ -120,7 +120,7 @@ def _star(ax: Axes, steps: Sequence[int], metric: Numbers, champion: int | None)
         ax.plot([champion], [value], marker="*", markersize=13, color=card.BLACK, markeredgecolor="white", zorder=5)
 
 
-def _name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes each line's name right of the axes, led there from the line's last point (x, y, name, colour)."""
     ax.get_ylim()  # settles the limits, which the transform below needs
     last = [ax.transAxes.inverted().transform(ax.transData.transform(end[:2])) for end in ends]

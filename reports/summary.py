@@ -14,6 +14,7 @@ import numpy as np
 from fedrounds.core.evaluate import HEADLINE, LOSS, calibration
 from fedrounds.core.study import Study
 from fedrounds.reports import plots as draw
+from fedrounds.reports.drift import drift_plots
 
 AXIS = {
     "auc": "AUC (0 to 1)",
@@ -192,14 +193,15 @@ def _result(study: Study, record: Mapping[str, Any], baselines: Mapping[str, Any
 
 
 def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], champion: int | None) -> dict[str, bytes]:
-    """name -> PNG: the rounds (with the champion's marked), the sites side by side, calibration (of the last scored model)."""
+    """name -> PNG: the rounds (the champion's marked), the sites side by side, calibration (of the last scored model), drift where watched."""
     loss, metric = LOSS[study.target.kind], headline(study)
     scored: dict[int, Mapping[str, Any]] = {}
     for visit in visits:
         if visit.record["scored"] is not None:
             scored.setdefault(visit.record["scored"], visit.record)
+    drift = drift_plots(study, visits)
     if not scored:
-        return {}
+        return drift
     steps, records = list(scored), list(scored.values())
     names = sorted({site for record in records for site in record["sites"]})
     by_site = {site: [_of(record, site, loss) for record in records] for site in names}
@@ -231,7 +233,7 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], cha
         found["calibration"] = draw.calibration(
             predicted.tolist(), observed.tolist(), rows.tolist(), study=study.name, round=steps[-1]
         )
-    return found
+    return found | drift
 
 
 def _of(record: Mapping[str, Any], site: str, metric: str) -> float | None:

@@ -45,17 +45,19 @@ class Decisions:
         self.restored = False
         self.pointed: dict[str, str] = {}  # alias -> version, as MLflow has it
 
-    def restore(self, visits: Sequence[int], acts: Sequence[Act]) -> None:
+    def restore(self) -> None:
         """Once a run, before anything is written: put the aliases back, and report it, where they are not as we left them.
 
         A projection that was killed may have moved one on, to where a decision or an act that is still to be written puts it.
+        What is still to be written is asked last: visits go on being committed meanwhile.
         """
         if self.restored:
             return
         self.restored = True
         self.pointed = dict(self.client.get_registered_model(self.study.name).aliases)
         events = self._events()
-        new = [(isinstance(event, Decision) and event.visit in visits) or event in acts for event in events]
+        visits, acts = self.ledger.unprojected(), self.ledger.unprojected_acts()
+        new = [event.visit in visits if isinstance(event, Decision) else event in acts for event in events]
         stood = [(now.champion, now.challenger) for now in standings(events)]
         stood = stood[new.index(True) if True in new else len(events) :]
         if stood[0] == (None, None):  # the aliases may be an earlier lineage's

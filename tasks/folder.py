@@ -92,6 +92,12 @@ def _agree(study: Study, operations: Operations, sites: Mapping[str, SiteFile]) 
         raise StudyError(
             f"expected a quorum of at most {len(sites)} sites, found {operations.quorum} in operations.toml: lower it, or add sites"
         )
+    names = {feature.name for feature in study.features}
+    unknown = sorted(set((operations.drift and operations.drift.features) or ()) - names)
+    if unknown:
+        raise StudyError(
+            f"expected `features` under [drift] in operations.toml to be of study.toml, found '{unknown[0]}': correct it, or drop it"
+        )
     if isinstance(study.weights, dict) and set(study.weights) != set(sites):
         raise StudyError(
             f"expected `weights` in study.toml for {', '.join(sites)}, found {', '.join(study.weights)}: state one a site"
@@ -195,6 +201,11 @@ class State:
     def verdicts(self) -> Path:
         """What the sites remember of their gates; it holds fingerprints and never leaves."""
         return self.own / "sites.json"
+
+    @property
+    def profiles(self) -> Path:
+        """What the sites remember of their profiles; it holds fingerprints and never leaves."""
+        return self.own / "profiles.json"
 
     @property
     def tracking_uri(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedrounds.core.calibration import in_the_large
 from fedrounds.core.evaluate import metrics, total, training_loss
 from fedrounds.core.plan import Plan
 from fedrounds.core.promotion import Decision, Interval
@@ -37,6 +38,7 @@ def record(
         "warned": {name: line(verdicts[name]) for name in taking_part if name in verdicts and verdicts[name].failures},
         "decision": decision and decided(decision),
         "champion": closed.state.champion and closed.state.champion.round,
+        "calibration_drift": _calibration(closed, histogram),
     }
 
 
@@ -59,6 +61,13 @@ def as_row(decision: Decision, round: int, model: str) -> Kept:
 
 def _interval(found: Interval) -> dict[str, Any]:
     return {**found._asdict(), "n": counted(found.n)}
+
+
+def _calibration(closed: Closed, histogram: Any) -> dict[str, Any] | None:
+    """Calibration in the large of the scored model, over all and at each site where it is defined."""
+    found = in_the_large({"": histogram, **{site: its for site, (_, its) in closed.scores.items()}})
+    defined = {site: large._asdict() for site, large in found.items() if large.ratio is not None}
+    return defined.pop("") | {"sites": defined} if "" in defined else None
 
 
 def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fedrounds.core.simulate import simulate
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
+from fedrounds.tasks import drift
 from fedrounds.tasks.acts import present, ungated
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
@@ -224,6 +225,7 @@ class Run:
         state, decision = judged(asking.state, closed, rule, known, failed)
         closed = replace(closed, state=state)
         self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision)
+        self.last |= drift.noted(self, closed)
         digest = asking.state.model_digest
         decisions = [as_row(decision, closed.scored, digest)] if decision else []
         suite = self.folder.suite.hash if self.folder.suite else ""
@@ -248,7 +250,7 @@ class Run:
     @property
     def scored(self) -> bool:
         """Whether the present model was scored by the last visit."""
-        last = self.ledger.progress()
+        last = self.ledger.progress(besides="profile")  # which scores nothing and changes no model
         return last is not None and last.ask == "score" and last.round == self.state.round
 
     # --- baselines ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
+from fedrounds.reports.drift import drift_points
 from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
@@ -122,7 +123,7 @@ class Projection:
         pending = self.ledger.unprojected()
         visit = pending[-1] if pending else last.visit if last else 0
         acts = [act for act in self.ledger.unprojected_acts() if act.visit <= visit]
-        self.decisions.restore(pending, acts)
+        self.decisions.restore()
         if pending:
             self._visits(pending)
         if pending or acts:
@@ -169,6 +170,9 @@ class Projection:
         if entry.ask == "train":
             self._round(entry)
         self._sites(entry, when)
+        for about, values in drift_points(self.study, entry, self._first("metrics", entry)).items():
+            if about in self.runs:  # a site has one once it was scored
+                self._points(about, values, when, entry.round if record["scored"] is None else record["scored"])
         if record["decision"]:
             self.decided[record["scored"]] = record
 

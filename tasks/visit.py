@@ -76,5 +76,6 @@ preprocess = task(encode_rows, name="preprocess", task_run_name="preprocess · {
 statistics = task(answer, name="statistics", task_run_name="statistics · {group.label}", **SITE, **PRIVATE)
 fit = task(answer, name="fit", task_run_name="fit · {group.label} · round {round}", **SITE, **PRIVATE)
 score = task(answer, name="score", task_run_name="score · {group.label} · round {round}", **SITE, **PRIVATE)
+profile = task(answer, name="profile", task_run_name="profile · {group.label}", **SITE, **PRIVATE)
 aggregate = task(close, name="aggregate", task_run_name="aggregate · round {round}", **PRIVATE)
 track = task(follow, name="track", task_run_name="track · round {round}", **PRIVATE)

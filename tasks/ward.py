@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedrounds.core.answer import below, handle
 from fedrounds.core.errors import DataContractError
-from fedrounds.core.messages import Reply, Request, decode, encode
+from fedrounds.core.messages import OF_TABLE, Reply, Request, decode, encode
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, clean
@@ -53,7 +53,7 @@ class Ward:
         """Answer one request."""
         with withheld(f"an answer of site '{self.name}'"):
             asked = decode(request, Request)
-            data = self._cohort() if asked.ask == "statistics" or self.rows is None else self.rows
+            data = self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
             rng = self.plan.rng(asked.round, self.name)
             self._memory, reply = handle(asked, self._memory, data, self.plan, self.policy, self.name, rng)
             sent = encode(reply)

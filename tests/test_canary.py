@@ -196,7 +196,7 @@ def test_a_message_holds_no_canary(planted):
     state, sites = plan.start(), {name: Ward(site, plan, read.data) for name, site in read.sites.items()}
     for ward in sites.values():
         ward.load()
-    for ask in ("statistics", "train", "score"):
+    for ask in ("statistics", "profile", "train", "score"):
         asking = open_round(state, plan, ask, sites)
         while isinstance(asking, Asking):
             messages = [sites[name].answer(encode(asking.request)) for name in asking.sites]

@@ -40,6 +40,20 @@ def draw_calibration(means=(0.1, 0.5, 0.9), rates=(0.0, 0.5, 1.0), counts=(30, 2
     return plots.calibration(means, rates, counts, study="uci-heart", round=7)
 
 
+def draw_heatmap(n, features, name="site-{:02d}", **limits):
+    names, columns = [name.format(i) for i in range(n)], [f"systolic blood pressure {j}" for j in range(features)]
+    each = {
+        site: [(None, 0.0, 0.002, 0.12, 0.31, 12.0)[(i + 2 * j) % 6] for j in range(features)]
+        for i, site in enumerate(names)
+    }
+    return plots.heatmap(names, columns, each, study="uci-heart", against="their profile of visit 2", **limits)
+
+
+def draw_history(n, visits=(2, 5, 9)):
+    each = {f"site-{i:02d}": [None if i == t else 0.05 * i * t for t in range(len(visits))] for i in range(n)}
+    return plots.history(list(visits), each, study="uci-heart", warn=0.1, hold=0.25, accepted=visits[1:2])
+
+
 PICTURES = {
     "rounds, 1 site": lambda: draw_rounds(1),
     "rounds, 10 sites": lambda: draw_rounds(10),
@@ -66,6 +80,13 @@ PICTURES = {
     "sites, long names": lambda: draw_sites(50, name="St. Mary & St. Joseph of the River, campus {}"),
     "calibration": draw_calibration,
     "calibration, rare": lambda: draw_calibration((0.001, 0.002, 0.05), (0.0, 0.004, 0.06), (9000, 9000, 9000)),
+    "heatmap, 4 by 7": lambda: draw_heatmap(4, 7, warn=0.1, hold=0.25),
+    "heatmap, 50 by 13": lambda: draw_heatmap(50, 13, warn=0.1, hold=0.25),
+    "heatmap, long names and no limits": lambda: draw_heatmap(6, 3, "St. Mary & St. Joseph of the River, campus {}"),
+    "heatmap, 1 by 1": lambda: draw_heatmap(1, 1, warn=0.1, hold=0.25),
+    "history, 4 sites": lambda: draw_history(4),
+    "history, 12 sites": lambda: draw_history(12),
+    "history, 1 visit": lambda: draw_history(2, (7,)),
     "calibration, empty": lambda: draw_calibration((None, None), (None, None), (0, 0)),
 }
 
@@ -155,6 +176,34 @@ def test_up_to_ten_sites_are_named_and_more_are_not(figures):
     assert all(f"site-{i:02d}" in said(figures[0]) for i in range(10))
     assert "site-" not in said(figures[1])
     assert "thin: 11 sites" in said(figures[1])
+
+
+def test_a_cell_says_its_number_and_a_limit_is_a_frame_and_not_a_colour_alone(figures):
+    plots.heatmap(
+        ["a", "b"], ["age", "sex"], {"a": [0.05, 0.0], "b": [0.12, 0.4]}, study="s", against="x", warn=0.1, hold=0.25
+    )
+    text = said(figures[0])
+    assert all(
+        word in text
+        for word in ("0.05", "0.12", "0.40", "beyond warn, 0.1", "beyond hold, 0.25", "how far 2 sites lie from x")
+    )
+    cells, beyond_warn, beyond_hold = figures[0].axes[0].collections
+    assert (len(cells.get_paths()), len(beyond_warn.get_paths()), len(beyond_hold.get_paths())) == (4, 1, 1)
+    assert beyond_hold.get_linewidth()[0] > 2 * beyond_warn.get_linewidth()[0]
+    weights = {t.get_text(): t.get_fontweight() for t in figures[0].axes[0].texts}
+    assert (weights["0.40"], weights["0.12"]) == ("bold", "normal")
+    rows = [text for text, _ in words(figures[0]) if text in ("a", "b")]
+    assert rows == ["b", "a"]  # the furthest site on top
+
+
+def test_of_many_sites_and_features_the_furthest_are_drawn_and_the_title_says_so(figures):
+    names = [f"s{i:02d}" for i in range(51)]
+    each = {site: [0.001 * i + 0.01 * j for j in range(31)] for i, site in enumerate(names)}
+    plots.heatmap(names, [f"f{j:02d}" for j in range(31)], each, study="s", against="x")
+    text = said(figures[0])
+    assert "the 50 furthest of 51 sites" in text
+    assert "the 30 furthest of 31 features" in text
+    assert ("s00" in text, "f00" in text, "s01" in text, "f01" in text) == (False, False, True, True)
 
 
 def test_the_champion_round_is_marked_in_both_panels(figures):
