@@ -49,7 +49,7 @@ class Projection:
         self.seen = 0
         self.restored = False
         self.reports: list[str] = []  # what was put right that somebody else had changed
-        self.template = ModelFolder(self.plan, _save)
+        self.template = ModelFolder(self.plan, _save, mlruns / ".cache" / f"model-{self.study.name}.zip")
 
     # --- what is there already ----------------------------------------------------------------------------------------
 
@@ -368,7 +368,7 @@ def _warm() -> None:
     import logging
 
     logging.disable(logging.INFO)
-    import skops.io  # noqa: F401
+    from mlflow import MlflowClient  # noqa: F401
 
 
 _projections: dict[str, Projection] = {}
