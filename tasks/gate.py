@@ -291,6 +291,9 @@ def warm() -> None:
     """What would make the first answer slow."""
     import gc
 
+    from fedrounds.tasks.later import later
+
+    later("scipy.stats", "altair")  # a third of its import, for the metrics and the pictures of distributions
     _batches()
     gc.freeze()
 

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
 import shutil
 import uuid
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fedrounds import core
 from fedrounds.core.plan import Plan
 from fedrounds.core.state import RunState
+from fedrounds.tasks.mould import Mould, cast
+
+MODEL = "model.skops"
+WRITERS = ("mlflow", "scikit-learn", "skops", "numpy", "pandas")  # what another release of writes another folder
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class ModelFolder:
     """An MLflow model of a state: skops, a signature, an example of made-up rows, fixed requirements.
 
-    `save`, MLflow's own, writes the first; of a later one only what differs is written anew: the model, its size, its run, its time, its id.
+    `save`, MLflow's own, writes the first; of a later one only what differs is written anew: the model's parameters, its size, its run, its
+    time, its id. The first stays in `kept` for later runs with the same statistics, which then need neither scikit-learn nor skops.
     """
 
-    def __init__(self, plan: Plan, save: Callable[[Plan, Any, Path], None]) -> None:
-        self.plan, self.save = plan, save
+    def __init__(self, plan: Plan, save: Callable[[Plan, Any, Path], None], kept: Path) -> None:
+        self.plan, self.save, self.kept = plan, save, kept
         self.steps: Any = None
-        self.first: dict[str, bytes] = {}
+        self.first: dict[str, bytes] = {}  # all but the model
+        self.mould: Mould | None = None
 
     def write(self, state: RunState, run: str, folder: Path) -> None:
         """Write the state's model for a run; a half-written one of an earlier try is replaced."""
-        import skops.io
-
-        from fedrounds.core.export import pipeline, preprocessing
-
-        self.steps = self.steps or preprocessing(self.plan, state.statistics)
-        model = pipeline(self.plan, state, self.steps)
         scratch = folder.with_name("model.new")
         for old in (scratch, folder):
             shutil.rmtree(old, ignore_errors=True)
         if not self.first:
-            self.save(self.plan, model, scratch)
-            self.first = {file.name: file.read_bytes() for file in scratch.iterdir()}
+            self._look(state)
+        if not self.first:
+            self._begin(state, scratch)
         else:
             scratch.mkdir()
             for name, content in self.first.items():
                 (scratch / name).write_bytes(content)
-            skops.io.dump(model, scratch / "model.skops")
-        document = yaml.safe_load(self.first["MLmodel"])
+            (scratch / MODEL).write_bytes(self._model(state))
+        document = yaml.load(self.first["MLmodel"], _Loader)  # noqa: S506 (a safe loader)
         document |= {
             "run_id": run,
             "artifact_path": "model",
@@ -53,5 +63,61 @@ class ModelFolder:
             "model_size_bytes": sum(file.stat().st_size for file in scratch.iterdir()),
             "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
         }
-        (scratch / "MLmodel").write_text(yaml.safe_dump(document))
+        (scratch / "MLmodel").write_text(yaml.dump(document, Dumper=_Dumper))
         scratch.rename(folder)
+
+    def _pipeline(self, state: RunState) -> Any:
+        from fedrounds.core.export import pipeline, preprocessing
+
+        self.steps = self.steps or preprocessing(self.plan, state.statistics)
+        return pipeline(self.plan, state, self.steps)
+
+    def _model(self, state: RunState) -> bytes:
+        if self.mould is not None:
+            return self.mould.filled(state.theta)
+        import skops.io
+
+        return skops.io.dumps(self._pipeline(state))
+
+    def _begin(self, state: RunState, scratch: Path) -> None:
+        """Let MLflow write the folder, and keep what later ones are made from."""
+        self.save(self.plan, self._pipeline(state), scratch)
+        files = {file.name: file.read_bytes() for file in scratch.iterdir()}
+        made = cast(state, self._pipeline, files.pop(MODEL))
+        self.first = files
+        if made is None:
+            return
+        model, self.mould = made
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        part = self.kept.with_suffix(".new")
+        with zipfile.ZipFile(part, "w") as archive:
+            archive.writestr("key", self._key(state))
+            archive.writestr(MODEL, model)
+            for name, content in self.first.items():
+                archive.writestr(f"first/{name}", content)
+        part.replace(self.kept)
+
+    def _look(self, state: RunState) -> None:
+        """Take up what an earlier run kept, if it is of this study, these statistics, this code and these libraries."""
+        try:
+            with zipfile.ZipFile(self.kept) as archive:  # every member is read against its checksum
+                files = {name: archive.read(name) for name in archive.namelist()}
+        except (OSError, zipfile.BadZipFile, zlib.error):
+            return
+        if files.get("key") != self._key(state).encode():
+            return
+        self.mould = Mould.of(files[MODEL], self.plan.family.layout.size)
+        if self.mould is not None:
+            self.first = {name.removeprefix("first/"): files[name] for name in files if name.startswith("first/")}
+
+    def _key(self, state: RunState) -> str:
+        """What the folder depends on besides the parameters."""
+        code = [*sorted(Path(core.__path__[0]).rglob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]
+        arrays: Mapping[str, Any] = state.statistics
+        said = {
+            "study": self.plan.study.model_dump(mode="json"),
+            "statistics": {name: [str(arrays[name].dtype), arrays[name].tobytes().hex()] for name in sorted(arrays)},
+            "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
+            "writers": [platform.python_version(), *map(version, WRITERS)],
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -51,7 +51,7 @@ class Projection:
         self.decisions = Decisions(self.client, ledger, self.study, self.versions, self.runs, self.artifacts)
         self.reports = self.decisions.reports  # what was put right that somebody else had changed
         self.decided: dict[int, Mapping[str, Any]] = {}  # round -> the record that decided on it, not yet written
-        self.template = ModelFolder(self.plan, _save)
+        self.template = ModelFolder(self.plan, _save, mlruns / ".cache" / f"model-{self.study.name}.zip")
 
     # --- what is there already ----------------------------------------------------------------------------------------
 
@@ -361,7 +361,7 @@ def _warm() -> None:
     import logging
 
     logging.disable(logging.INFO)
-    import skops.io  # noqa: F401
+    from mlflow import MlflowClient  # noqa: F401
 
 
 _projections: dict[str, Projection] = {}
