@@ -33,8 +33,9 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
     from dataclasses import asdict
 
     from fedrounds.ledger import Ledger
-    from fedrounds.reports.drift import drift_lines, last_drift
+    from fedrounds.reports.drift import calibration_lines, drift_lines, last_drift
     from fedrounds.reports.summary import last_scores, lines
+    from fedrounds.tasks.drift import beyond
 
     with Ledger.open(place.ledger) as ledger:
         visits, baselines, failures = ledger.visits(), ledger.noted("baselines") or {}, ledger.failures()
@@ -43,6 +44,8 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
         drifted = drift_lines(visits, ledger.noted("accepted_drift") or [])
     table = lines(folder.study, visits, baselines)
     record = last_scores(visits) or {}
+    limits, calibration = folder.operations.drift, record.get("calibration_drift")
+    drifted += calibration_lines(beyond(calibration, limits)) if limits and calibration else []
     number = max((visit.round for visit in visits), default=0)
     seconds = sum(timings.values()) if timings else None
     if as_json:

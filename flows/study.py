@@ -156,7 +156,7 @@ async def watch(run: Run) -> None:
         tell(run, "warned", drift.warning(run.folder.study, found))
     if found["held"]:
         tell(run, "held", drift.news(run.folder.study, found))
-        if changed:
+        if changed or run.ledger.unprojected():  # a run that died may have left the profile untold
             await asyncio.wrap_future(run.finish_tracking())
         run.failed(drift.hold(found))
 

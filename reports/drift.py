@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import exp
 from typing import Any
 
 from fedrounds.core.drift import values
@@ -36,6 +37,18 @@ def drift_lines(visits: Sequence[Any], accepted: Sequence[Sequence[float]]) -> l
     if found["held"]:
         return [f"drift holds the study: {said}, beyond {limit['hold']:g}: mend the data, or run with --accept-drift"]
     return [f"drift: {said}, beyond {limit['warn']:g}"] if worst["psi"] > limit["warn"] else []
+
+
+def calibration_lines(news: Mapping[str, Any] | None) -> list[str]:
+    """Where the model surely misses by more than the study's limit.
+
+    >>> calibration_lines({"what": "calibration", "limit": 0.2, "ratios": {"all sites": 1.5, "west": 0.5}})
+    ['calibration: observed / expected is 1.50 at all sites, 0.50 at west, beyond a factor of 1.22']
+    """
+    if not news:
+        return []
+    listed = ", ".join(f"{ratio:.2f} at {site}" for site, ratio in news["ratios"].items())
+    return [f"calibration: observed / expected is {listed}, beyond a factor of {exp(news['limit']):.2f}"]
 
 
 def drift_table(study: Study, found: Mapping[str, Any]) -> str:

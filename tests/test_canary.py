@@ -134,6 +134,7 @@ def planted(tmp_path_factory, toy_study):
     more = '  { type = "number", name = "biomarker" },\n  { type = "category", name = "clinic", categories = ["a", "b"] },\n'
     study.write_text(study.read_text().replace("features = [\n", "features = [\n" + more))
     operate(folder, "rounds = 10 ", "rounds = 2 ")
+    operate(folder, "# [drift] ", "[drift] ")
     return folder
 
 
