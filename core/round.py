@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from fedrounds.core.algorithm import Folded, Scores, Sums
 from fedrounds.core.errors import QuorumError, UpdateRejected
 from fedrounds.core.messages import Ask, Reply, Request
@@ -32,6 +34,7 @@ class Asking:
     refused: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # site -> reason, from earlier exchanges of the round
+    factors: Mapping[str, float] = field(default_factory=dict[str, float])  # site -> what its lambda is multiplied by
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,20 @@ class Closed:
     refused: Mapping[str, str]
 
 
-def open_round(state: RunState, plan: Plan, ask: Ask, sites: Iterable[str], quorum: int = 1) -> Asking:
-    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone."""
-    return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {})
+def open_round(
+    state: RunState,
+    plan: Plan,
+    ask: Ask,
+    sites: Iterable[str],
+    quorum: int = 1,
+    factors: Mapping[str, float] | None = None,
+) -> Asking:
+    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone.
+
+    Args:
+        factors: of the sites that count for less: what their lambda is multiplied by when the replies are folded.
+    """
+    return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {}, factors or {})
 
 
 def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Asking | Closed:
@@ -69,7 +83,7 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
     if (
         folded.state.exchange
     ):  # a site that missed an exchange takes no part in the round's next: sums are over the same sites
-        return _ask(folded.state, plan, asking.request.ask, tuple(answered), asking.quorum, refused)
+        return _ask(folded.state, plan, asking.request.ask, tuple(answered), asking.quorum, refused, asking.factors)
     return Closed(
         folded.state,
         asking.request.ask,
@@ -82,12 +96,18 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
 
 
 def _ask(
-    state: RunState, plan: Plan, ask: Ask, sites: tuple[str, ...], quorum: int, refused: Mapping[str, str]
+    state: RunState,
+    plan: Plan,
+    ask: Ask,
+    sites: tuple[str, ...],
+    quorum: int,
+    refused: Mapping[str, str],
+    factors: Mapping[str, float],
 ) -> Asking:
     payload = plan.algorithms[ask].ask(state)
     number = state.round + 1 if ask == "train" else state.round
     request = Request(state.study, number, state.exchange, ask, state.model_digest, payload)
-    return Asking(state, request, sites, quorum, refused)
+    return Asking(state, request, sites, quorum, refused, factors)
 
 
 def _accepted(
@@ -108,7 +128,8 @@ def _accepted(
             refused[reply.site] = reply.refusal
             continue
         answered.append(reply.site)
-        yield reply.site, reply.arrays
+        factor = asking.factors.get(reply.site)
+        yield reply.site, reply.arrays if factor is None else {**reply.arrays, "factor": np.array(factor)}
     if len(answered) < asking.quorum:
         reasons = (
             "; ".join(f"{site}: {reason}" for site, reason in sorted(refused.items())) or "the others did not answer"

@@ -20,6 +20,7 @@ def record(
     verdicts: Mapping[str, Verdict],
     excluded: list[str],
     decision: Decision | None,
+    factors: Mapping[str, float],
 ) -> dict[str, Any]:
     """JSON of a closed visit. `metrics` judge the model of round `scored`; `training` is its loss on training rows."""
     pooled, histogram = total(closed.scores)
@@ -34,8 +35,19 @@ def record(
         "refused": dict(closed.refused),
         "excluded": {name: line(verdicts[name]) for name in excluded},
         "warned": {name: line(verdicts[name]) for name in taking_part if name in verdicts and verdicts[name].failures},
+        "gate": {name: _gate(verdict, factors.get(name, 1.0)) for name, verdict in verdicts.items()},
         "decision": decision and {"promote": decision.promote, "reason": decision.reason},
         "champion": closed.state.champion and closed.state.champion.round,
+    }
+
+
+def _gate(verdict: Verdict, factor: float) -> dict[str, Any]:
+    """`quarantined` is null for 1 to 9 rows; `factor` is what the site's λ was multiplied by."""
+    return {
+        "passed": verdict.passed,
+        "action": verdict.action,
+        "quarantined": verdict.quarantined,
+        "factor": factor,
     }
 
 

@@ -102,7 +102,9 @@ def broken(
     contract = Failure(CONTRACT, None, None, None, per_row=False, action=action)
     said = re.sub(r"\bfound (all )?[1-9]\b", rf"found \1fewer than {SMALLEST}", problem)
     found = (*failures, contract)
-    return Verdict(site, False, checks + 1, found, f"{note}; {said}" if note else said, worst(failure.action for failure in found))
+    return Verdict(
+        site, False, checks + 1, found, f"{note}; {said}" if note else said, worst(failure.action for failure in found)
+    )
 
 
 def counted(count: int | None) -> int | None:

@@ -179,7 +179,9 @@ def test_no_planted_value_leaves_the_helper_or_stays_in_its_log(tmp_path):
         f"failed 1 of 17 checks — {IN_SET} · smoker: 30 of 240",
     ]
     # A table that breaks the contract is judged all the same. This suite does not ask for numbers; the dictionary does.
-    assert said[2].startswith(f"failed 2 of 18 checks — {NOT_NULL} · systolic_bp: 37 of 180; {CONTRACT} (expected numbers")
+    assert said[2].startswith(
+        f"failed 2 of 18 checks — {NOT_NULL} · systolic_bp: 37 of 180; {CONTRACT} (expected numbers"
+    )
     assert "'systolic_bp' (mmHg) at site 'south', found 30 of 180 cells that are none" in said[2]
     assert said[3].startswith(f"failed 2 of 18 checks — {IN_SET} · readmitted: 30 of 120; {CONTRACT} (expected target")
     assert [answer["rows"] for answer in answers] == [300, 240, 180, 120]
