@@ -33,10 +33,11 @@ from fedrounds.core.study import Study, canonical
 from fedrounds.core.table import Table
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.docs import counts_alone, page
 from fedrounds.tasks.folder import Folder, Suite
 from fedrounds.tasks.frame import SINCE, frame, levels, origin, today, zone_of
 from fedrounds.tasks.results import Tried, columns_about, failure_of, failure_untried, note_on, raised, verdict_of
-from fedrounds.tasks.verdict import NO_SUITE, Failure, Verdict, acts, broken, to_json
+from fedrounds.tasks.verdict import NO_SUITE, Failure, Verdict, acts, broken, line, to_json
 
 if TYPE_CHECKING:
     from great_expectations.core.batch_definition import BatchDefinition
@@ -178,17 +179,21 @@ def _validated(
     rows: DataFrame, name: str, expectations: list[Expectation], result_format: Mapping[str, Any] = NO_VALUES
 ) -> list[Any]:
     """Great Expectations' results, in the suite's order."""
-    if not expectations:
-        return []
+    return _validation(rows, name, expectations, result_format).results if expectations else []
+
+
+def _validation(
+    rows: DataFrame, name: str, expectations: list[Expectation], result_format: Mapping[str, Any] = NO_VALUES
+) -> Any:
     from great_expectations import ExpectationSuite
 
+    suite = ExpectationSuite(name=name, expectations=expectations)
     with warnings.catch_warnings(), _lean():
         warnings.simplefilter("ignore")
         batch = _batches().get_batch({"dataframe": rows})
-        found = batch.validate(
-            ExpectationSuite(name=name, expectations=expectations), result_format=dict(result_format)
-        )
-    return sorted(found.results, key=lambda result: result.expectation_config.meta["position"])
+        found = batch.validate(suite, result_format=dict(result_format))
+    found.results.sort(key=lambda result: result.expectation_config.meta["position"])
+    return found
 
 
 @contextmanager
@@ -263,6 +268,39 @@ def _import() -> Any:
             gc.enable()
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL + 1)  # its loggers inherit the level
     return gx
+
+
+# --- Data Docs ---------------------------------------------------------------------------------------------------------
+
+
+def docs(folder: Folder, site: str) -> str:
+    """A page of the site's own: a fresh validation as Great Expectations renders it, without a value, and without what it loads from afar."""
+    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaSectionView
+
+    file, study = folder.sites[site], folder.study
+    table = sources.load(file.source, folder.data, site)
+    verdict = judge(folder, site, table).verdict
+    sections: list[str] = []
+    if folder.suite is not None:
+        suite = Tried(validate_suite(folder.suite, study), study, file.absent, table)
+        rows = frame(table, study, file.absent, suite.asked, today(folder.operations), zone_of(folder.operations))
+        found = _validation(rows, folder.suite.name, suite.tried)
+        for result in found.results:
+            result.result = counts_alone(result.result)
+            result.exception_info = {
+                "raised_exception": raised(result),
+                "exception_message": "",
+                "exception_traceback": "",
+            }
+        found.meta = {"run_id": {"run_name": today(folder.operations).isoformat(), "run_time": ""}}
+        content = ValidationResultsPageRenderer(run_info_at_end=True).render(found)
+        view = DefaultJinjaSectionView()
+        sections = [
+            view.render({"section": section.to_json_dict(), "section_loop": {"index": n}})
+            for n, section in enumerate(content.sections, 1)
+        ]
+    return page(site, study.name, line(verdict), sections)
 
 
 # --- the helper process -----------------------------------------------------------------------------------------------
