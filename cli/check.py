@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from fedrounds.tasks.folder import Folder
 
 
+WHAT = {
+    "halt": "would halt the run",
+    "exclude": "would sit out",
+    "down-weight": "would count for less",
+    "warn": "would take part all the same",
+}
+
+
 def check(directory: Path, data: Path | None, state: Path | None, gate: bool, as_json: bool) -> int:
     """Validate files, data contracts and cohorts; with `gate`, run the suites too. Exit code 12 if a gate fails."""
     folder, place = opened(directory, data, state)
@@ -25,11 +33,11 @@ def check(directory: Path, data: Path | None, state: Path | None, gate: bool, as
             "patients": ward.load(),
             "refusal": ward.refusal(),
             "dropped": dict(ward.cohort.dropped) if ward.cohort else {},
-            **({"gate": verdicts[name][1], "passed": verdicts[name][0]} if gate else {}),
+            **(dict(zip(("passed", "gate", "action"), verdicts[name], strict=True)) if gate else {}),
         }
         for name, ward in wards.items()
     ]
-    failed = [name for name, (passed, _) in verdicts.items() if not passed]
+    failed = [name for name, (passed, *_) in verdicts.items() if not passed]
     if as_json:
         digest = folder.study.digest
         print(
@@ -49,15 +57,15 @@ def check(directory: Path, data: Path | None, state: Path | None, gate: bool, as
     return 12 if failed else 0
 
 
-def _gate(folder: Folder) -> dict[str, tuple[bool, str]]:
-    """site -> (passed, one line); without a suite the contract alone counts."""
+def _gate(folder: Folder) -> dict[str, tuple[bool, str, str]]:
+    """site -> (passed, one line, action); without a suite the contract alone counts."""
     if folder.suite is None:
-        return dict.fromkeys(folder.sites, (True, "no suite"))
+        return dict.fromkeys(folder.sites, (True, "no suite", "pass"))
     from fedrounds.tasks.gate import check as run_suite
     from fedrounds.tasks.verdict import line
 
     verdicts = {name: run_suite(folder, name) for name in folder.sites}
-    return {name: (verdict.passed, line(verdict)) for name, verdict in verdicts.items()}
+    return {name: (verdict.passed, line(verdict), verdict.action) for name, verdict in verdicts.items()}
 
 
 def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool, failed: list[str], anew: bool) -> None:
@@ -76,7 +84,9 @@ def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool, failed: list
     if anew:
         print("the protocol is another than the one that ran here: `fedrounds run --fresh` starts its own lineage")
     if failed:
-        what = {"exclude": "would sit out", "halt": "would halt the run", "warn": "would take part all the same"}
-        print(f"gate failed at {', '.join(failed)}, which {what[folder.operations.gate.policy]}: mend the data there")
+        for action, what in WHAT.items():
+            named = [site["site"] for site in sites if site["site"] in failed and site["action"] == action]
+            if named:
+                print(f"gate failed at {', '.join(named)}, which {what}: mend the data there")
     else:
         print("ready to run" + ("" if gate else " (`--gate` runs the suites too)"))

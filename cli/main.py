@@ -98,6 +98,14 @@ def _run(arguments: argparse.Namespace) -> int:
                 arguments.json,
                 arguments.accept_drift,
             )
+        case "expectations":
+            from fedrounds.cli.expectations import draft
+
+            return draft(arguments.dir, arguments.data, arguments.json)
+        case "site":
+            from fedrounds.cli.site import docs
+
+            return docs(arguments.dir, arguments.data, arguments.state, arguments.site, arguments.json)
         case "status":
             from fedrounds.cli.status import status
 
@@ -131,11 +139,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=what, description=what)
+    def command(name: str, what: str, among: Any = commands) -> argparse.ArgumentParser:
+        made = among.add_parser(name, help=what, description=what)
         made.add_argument("dir", type=Path, metavar="DIR", help="the study's folder")
         made.add_argument("--json", action="store_true", help="print one JSON document on standard output")
         return made
+
+    def group(name: str, what: str) -> Any:
+        made = commands.add_parser(name, help=what, description=what)
+        return made.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     command("init", "write a study that is ready to run: files with comments, four toy hospitals, a suite")
     check = command("check", "validate everything without training")
@@ -161,11 +173,20 @@ def _parser() -> argparse.ArgumentParser:
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
-    for made in (check, run):
+    draft = command(
+        "draft",
+        "write a suite from the dictionary; what people changed stays",
+        group("expectations", "the sites' suites"),
+    )
+    docs = command(
+        "docs", "show a site's last validation in a folder of its own", group("site", "what a site keeps to itself")
+    )
+    docs.add_argument("--site", metavar="NAME", help="this site alone (default: every one)")
+    for made in (check, run, draft, docs):
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, status, promote, rollback, ui):
+    for made in (check, run, docs, status, promote, rollback, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

@@ -168,7 +168,8 @@ def _gate_word(gate: str) -> str:
     """The gate's column holds a word; the sentence goes below the table."""
     if gate in ("", "passed"):
         return gate
-    return next((word for word in ("refused", "warned") if gate.startswith(f"{word}: ")), "excluded")
+    words = ("refused", "warned", "down-weighted", "quarantined")
+    return next((word for word in words if gate.startswith(f"{word}: ")), "excluded")
 
 
 def _rounds(number: int, of: int) -> str:

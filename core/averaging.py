@@ -72,7 +72,7 @@ def averaging(
 
     Args:
         gradient: of the objective that a site descends, penalties included.
-        weight: (site, training rows) -> lambda.
+        weight: (site, training rows) -> lambda; a reply that the coordinator gave a "factor" counts for that much of it.
     """
 
     def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
@@ -92,6 +92,8 @@ def averaging(
             if rows < 1:
                 raise UpdateRejected(f"expected an update trained on patients, found {rows:g} rows at site '{site}'")
             share = weight(site, rows)
+            if "factor" in sums:  # the coordinator's: a site that counts for less
+                share *= float(sums["factor"])
             total = combine.add(total, sums["delta"], share)
             training[site] = rows, loss, share
             _keep(site, sums, scores, compared)

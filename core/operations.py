@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from math import ceil
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedrounds.core.study import Fraction, Frozen, Name, NonNegative
+
+Action = Literal["warn", "down-weight", "exclude", "halt"]
 
 
 class Gate(Frozen):
     """Which suite a site's data must pass, and what happens where it does not.
 
     `suite` is a file beside the study (`expectations/NAME.json`) or one that ships with Fedrounds; None checks the contract only.
+    `policy`, `warning` and `info` say what a failure of that severity does (`policy`: a critical one). A down-weighted site's λ is
+    multiplied by `down_weight`. `quarantine` is the largest share of a site's rows that may be set aside, so that the others take part.
+    `rules` are relations between columns of numbers ("diastolic <= systolic"), from which a draft makes expectations.
     """
 
     suite: str | None = None
-    policy: Literal["exclude", "halt", "warn"] = "exclude"
+    policy: Action = "exclude"
+    warning: Action = "warn"
+    info: Action = "warn"
+    down_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    quarantine: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rules: tuple[str, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def _relations(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        for rule in rules:
+            relation(rule)
+        return rules
+
+
+def relation(rule: str) -> tuple[str, str, str]:
+    """The two columns of a rule and what stands between them.
+
+    >>> relation("diastolic <= systolic")
+    ('diastolic', '<=', 'systolic')
+    """
+    found = re.fullmatch(r"\s*(\S.*?)\s+(<=|<)\s+(\S.*?)\s*", rule)
+    if not found:
+        raise ValueError(f"expected a rule like 'diastolic <= systolic' (or <), found {rule!r}: correct it")
+    return found[1], found[2], found[3]
 
 
 class Promotion(Frozen):

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fedrounds.core.algorithm import Folded, Scores, Sums
 from fedrounds.core.errors import QuorumError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
@@ -34,6 +36,7 @@ class Asking:
     refused: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # site -> reason, from earlier exchanges of the round
+    factors: Mapping[str, float] = field(default_factory=dict[str, float])  # site -> what its lambda is multiplied by
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,20 @@ class Closed:
     profiles: Mapping[str, Sums] = field(default_factory=dict[str, Sums])  # site -> its profile
 
 
-def open_round(state: RunState, plan: Plan, ask: Ask, sites: Iterable[str], quorum: int = 1) -> Asking:
-    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone, `profile` for profiles."""
-    return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {})
+def open_round(
+    state: RunState,
+    plan: Plan,
+    ask: Ask,
+    sites: Iterable[str],
+    quorum: int = 1,
+    factors: Mapping[str, float] | None = None,
+) -> Asking:
+    """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone, `profile` for profiles.
+
+    Args:
+        factors: of the sites that count for less: what their lambda is multiplied by when the replies are folded.
+    """
+    return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {}, factors or {})
 
 
 def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Asking | Closed:
@@ -72,7 +86,7 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
     if (
         folded.state.exchange
     ):  # a site that missed an exchange takes no part in the round's next: sums are over the same sites
-        return _ask(folded.state, plan, asking.request.ask, tuple(answered), asking.quorum, refused)
+        return _ask(folded.state, plan, asking.request.ask, tuple(answered), asking.quorum, refused, asking.factors)
     return Closed(
         folded.state,
         asking.request.ask,
@@ -86,12 +100,18 @@ def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Aski
 
 
 def _ask(
-    state: RunState, plan: Plan, ask: Ask, sites: tuple[str, ...], quorum: int, refused: Mapping[str, str]
+    state: RunState,
+    plan: Plan,
+    ask: Ask,
+    sites: tuple[str, ...],
+    quorum: int,
+    refused: Mapping[str, str],
+    factors: Mapping[str, float],
 ) -> Asking:
     payload = plan.algorithms[ask].ask(state)
     number = state.round + 1 if ask == "train" else state.round
     request = Request(state.study, number, state.exchange, ask, state.model_digest, payload)
-    return Asking(state, request, sites, quorum, refused)
+    return Asking(state, request, sites, quorum, refused, factors)
 
 
 def _accepted(
@@ -112,7 +132,8 @@ def _accepted(
             refused[reply.site] = reply.refusal
             continue
         answered.append(reply.site)
-        yield reply.site, reply.arrays
+        factor = asking.factors.get(reply.site)
+        yield reply.site, reply.arrays if factor is None else {**reply.arrays, "factor": np.array(factor)}
     if len(answered) < asking.quorum:
         reasons = (
             "; ".join(f"{site}: {reason}" for site, reason in sorted(refused.items())) or "the others did not answer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ class Table:
     """Columns of equal length, by name: float64 from a typed source (NaN = empty), else text as an object array of str.
 
     Text is stripped of surrounding white space and an empty cell is ''. Its `repr` shows counts only, so a table that
-    strays into a log or a traceback shows no patient.
+    strays into a log or a traceback shows no patient. `written` holds a text column's cells before they were stripped, for
+    those columns alone where that changed anything; it is no part of what a row is, so fingerprint and row keys do not see it.
 
     >>> table = Table({"age": np.array([63.0, 28.0]), "sex": np.array(["f", ""], object)})
     >>> table, table.take(table.columns["age"] > 60).rows
@@ -24,10 +25,12 @@ class Table:
     """
 
     columns: Mapping[str, NDArray[Any]]
+    written: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
 
     def __post_init__(self) -> None:
         assert all(column.dtype in (np.float64, object) for column in self.columns.values()), "float64 or text"
         assert len({column.shape for column in self.columns.values()}) <= 1, "one cell a row in every column"
+        assert all(len(cells) == len(self.columns[name]) for name, cells in self.written.items()), "of the same rows"
 
     def __repr__(self) -> str:
         return f"Table({self.rows} rows, {len(self.columns)} columns)"
@@ -39,7 +42,8 @@ class Table:
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Table:
         """The rows that `index` names, in its order, or those where it is true."""
-        return Table({name: column[index] for name, column in self.columns.items()})
+        written = {name: cells[index] for name, cells in self.written.items()}
+        return Table({name: column[index] for name, column in self.columns.items()}, written)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of names, types and cells, in name order: tells new data from old. It stays at the site."""

@@ -94,7 +94,7 @@ def round_note(record: Mapping[str, Any]) -> str:
     names = f": {', '.join(sites)}" if len(sites) <= 12 else ""
     parts = [f"{len(sites)} sites trained on {rows:.0f} patients{names}."]
     parts += [f"- **{site}** sat out: {reason}" for site, reason in record["excluded"].items()]
-    parts += [f"- **{site}** took part with a warning: {reason}" for site, reason in record["warned"].items()]
+    parts += [f"- **{site}** took part, {gate_of(record, site)}" for site in record["warned"]]
     parts += [f"- **{site}** refused: {reason}" for site, reason in record["refused"].items()]
     return "\n".join(parts)[:MOST]
 
@@ -130,7 +130,7 @@ def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
                 Line(
                     site,
                     patients.get(site),
-                    f"warned: {record['warned'][site]}" if site in record["warned"] else "passed",
+                    gate_of(record, site),
                     local.get(site, {}).get(metric),
                     own,
                     pooled.get(site, {}).get(metric),
@@ -142,6 +142,22 @@ def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
     overall = baselines.get("pooled_all", {}).get(metric)
     found.append(Line("all sites", sum(patients.values()) or None, "", None, record["metrics"].get(metric), overall))
     return found
+
+
+def gate_of(record: Mapping[str, Any], site: str) -> str:
+    """What a taking-part site's gate did, as `word: sentence`; "passed" alone where there is nothing to say."""
+    sentence, found = record["warned"].get(site), record.get("gate", {}).get(site, {})
+    if sentence is None:
+        return "passed"
+    if found.get("action") == "down-weight":
+        return f"down-weighted: λ times {found['factor']:g}, {sentence}"
+    return f"{'warned' if found.get('quarantined', 0) == 0 else 'quarantined'}: {sentence}"
+
+
+def gate_words(record: Mapping[str, Any]) -> dict[str, str]:
+    """A word for each site that did not simply pass its gate."""
+    words = {site: gate_of(record, site).partition(":")[0] for site in record["warned"]}
+    return words | dict.fromkeys(record["excluded"], "excluded")
 
 
 def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:

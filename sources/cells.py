@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrounds.core.errors import DataContractError, StudyError
+from fedrounds.core.table import Table
 
 EXACT = 2**53  # whole numbers up to here are float64 without loss; longer ones are identifiers and stay text
 
@@ -21,12 +22,28 @@ def text(cells: Iterable[str]) -> NDArray[Any]:
     return np.array([cell.strip() for cell in cells], dtype=object)
 
 
+def as_written(values: Sequence[Any], stripped: NDArray[Any]) -> NDArray[Any] | None:
+    """A column's cells as text before stripping; None where stripping changed nothing."""
+    if stripped.dtype != object or stripped.tolist() == list(values):  # str.strip gives back what it need not change
+        return None
+    if all(value == value.strip() for value in values if isinstance(value, str)):
+        return None
+    return np.array([_written(value) for value in values], dtype=object)
+
+
 def column(values: Sequence[Any]) -> NDArray[Any]:
     """Numbers and booleans alone give float64 with NaN for None; anything else, or nothing but None, gives text."""
     present = [value for value in values if value is not None]
     if present and all(isinstance(value, float | Decimal) or _exact(value) for value in present):
         return np.array([np.nan if value is None else float(value) for value in values])
     return text(map(_written, values))
+
+
+def table(values: Mapping[str, Sequence[Any]], read: Callable[[Sequence[Any]], NDArray[Any]]) -> Table:
+    """The columns as `read` takes them, and as they were written where that differs."""
+    columns = {name: read(cells) for name, cells in values.items()}
+    written = {name: as_written(cells, columns[name]) for name, cells in values.items()}
+    return Table(columns, {name: cells for name, cells in written.items() if cells is not None})
 
 
 def _exact(value: Any) -> bool:

@@ -57,4 +57,4 @@ def read(source: CsvSource, root: Path, site: str) -> Table:
         raise DataContractError(
             f"{place}: expected rows, found none below the header: check the export that writes the file"
         )
-    return Table({name: cells.text(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+    return cells.table(dict(zip(names, zip(*rows, strict=True), strict=True)), cells.text)

@@ -73,4 +73,4 @@ def _split(table: Table, fold: FoldFile, root: Path, site: str) -> Table:
         )
     order = np.argsort(rows)
     kept = table.take(rows[order])
-    return Table({**kept.columns, fold.as_: folds[order]})
+    return Table({**kept.columns, fold.as_: folds[order]}, kept.written)

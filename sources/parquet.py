@@ -34,7 +34,17 @@ def read(source: ParquetSource, root: Path, site: str) -> Table:
         raise DataContractError(f"{place}: expected distinct column names, found that {same}: rename one")
     if not data.num_rows:
         raise DataContractError(f"{place}: expected rows, found none: check the export that writes the file")
-    return Table({name: _column(values) for name, values in zip(names, data.columns, strict=True)})
+    columns = {name: _column(values) for name, values in zip(names, data.columns, strict=True)}
+    raw = zip(names, data.columns, strict=True)
+    written = {name: cells.as_written(values.to_pylist(), columns[name]) for name, values in raw if _is_text(values)}
+    return Table(columns, {name: values for name, values in written.items() if values is not None})
+
+
+def _is_text(values: Any) -> bool:
+    import pyarrow as pa
+
+    kinds, kind = pa.types, values.type
+    return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_dictionary(kind)
 
 
 def _column(values: Any) -> NDArray[Any]:

@@ -23,7 +23,7 @@ def read(source: SqlSource, root: Path, site: str) -> Table:
         )
     if not rows:
         raise DataContractError(f"site '{site}': expected rows, found none: check `query` in the site file")
-    return Table({name: cells.column(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)})
+    return cells.table(dict(zip(names, zip(*rows, strict=True), strict=True)), cells.column)
 
 
 def _ask(address: Any, query: str, site: str) -> tuple[list[str], list[Any]]:

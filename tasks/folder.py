@@ -44,8 +44,11 @@ class Folder:
     suite: Suite | None
 
 
-def read(path: Path, data: Path | None = None) -> Folder:
-    """Read a study's folder. Raises StudyError with one line: which file, which key, what was expected, what was found."""
+def read(path: Path, data: Path | None = None, with_suite: bool = True) -> Folder:
+    """Read a study's folder, its suite too unless that is still to be drafted.
+
+    Raises StudyError with one line: which file, which key, what was expected, what was found.
+    """
     if path.exists() and not path.is_dir():
         raise StudyError(f"expected a study folder, found a file at {path}: name the folder that holds study.toml")
     if not path.is_dir():
@@ -56,7 +59,7 @@ def read(path: Path, data: Path | None = None) -> Folder:
     operations = _typed(path / "operations.toml", Operations)
     sites = _sites(path / "sites", operations)
     _agree(study, operations, sites)
-    return Folder(path, data or path, study, operations, sites, _suite(path, operations))
+    return Folder(path, data or path, study, operations, sites, _suite(path, operations) if with_suite else None)
 
 
 def _sites(folder: Path, operations: Operations) -> dict[str, SiteFile]:
@@ -114,6 +117,11 @@ def _suite(path: Path, operations: Operations) -> Suite | None:
         raise StudyError(
             f"expected the suite '{name}' of operations.toml, found no {places[0]}: add it, or leave `suite` out"
         )
+    return suite_in(file, name)
+
+
+def suite_in(file: Path, name: str) -> Suite:
+    """The suite that a file holds. Raises StudyError where it is none."""
     try:
         document = json.loads(file.read_text())
         assert isinstance(document["expectations"], list)

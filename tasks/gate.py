@@ -1,6 +1,6 @@
 """A hospital's gate: its table, in the dictionary's terms, against the study's suite. The only importer of Great Expectations.
 
-    python -m fedrounds.tasks.gate      answers {"folder", "data", "site"} with {"verdict", "fingerprint", "rows"}
+    python -m fedrounds.tasks.gate      answers {"folder", "data", "site"} with {"verdict", "fingerprint", "rows", "aside", "day"}
 
 Great Expectations takes seconds to import, so a run asks a helper process (`tasks.child`); tests and `fedrounds check --gate` call `check`
 in their own.
@@ -12,26 +12,32 @@ Guarantees:
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedrounds import sources
-from fedrounds.core.errors import StudyError
+from fedrounds.core.errors import DataContractError, StudyError
+from fedrounds.core.operations import Action, Gate
 from fedrounds.core.preprocess import clean
-from fedrounds.core.study import Binary, Category, Label, Number, Regression, Study, canonical
+from fedrounds.core.study import Study, canonical
 from fedrounds.core.table import Table
+from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.docs import counts_alone, page
 from fedrounds.tasks.folder import Folder, Suite
-from fedrounds.tasks.verdict import Failure, Verdict, counted, to_json
+from fedrounds.tasks.frame import SINCE, frame, levels, origin, today, zone_of
+from fedrounds.tasks.results import Tried, columns_about, failure_of, failure_untried, note_on, raised, verdict_of
+from fedrounds.tasks.verdict import NO_SUITE, Failure, Verdict, acts, broken, line, to_json
 
 if TYPE_CHECKING:
     from great_expectations.core.batch_definition import BatchDefinition
@@ -43,29 +49,76 @@ NO_VALUES = {"result_format": "BASIC", "exclude_unexpected_values": True}
 KEYS = {"type", "kwargs", "meta", "severity", "notes", "description", "id", "rendered_content"}
 
 
-def check(folder: Folder, site: str, table: Table | None = None) -> Verdict:
-    """The verdict on a site's table, which is loaded unless it is given.
+@dataclass(frozen=True)
+class Judged:
+    """A verdict, which may leave the hospital, and what must not: the numbers of the rows set aside (from 0, in the table's order).
+
+    `day` is the calendar day that the verdict holds for, "" where the suite counts no days.
+    """
+
+    verdict: Verdict
+    aside: tuple[int, ...] = ()
+    day: str = ""
+
+
+def check(folder: Folder, site: str, table: Table | None = None, now: dt.datetime | None = None) -> Verdict:
+    """The verdict on a site's table, which is loaded unless it is given."""
+    return judge(folder, site, table, now).verdict
+
+
+def judge(
+    folder: Folder,
+    site: str,
+    table: Table | None = None,
+    now: dt.datetime | None = None,
+    problem: str | None = None,
+) -> Judged:
+    """Judge a site's table by the contract and the suite.
 
     An expectation about a column that the hospital does not record is skipped, and the note says so. One of severity "warning" or "info"
-    is listed when it fails, and fails nothing. A check that Great Expectations cannot compute has failed.
+    is listed when it fails, and fails nothing unless operations.toml says so. A check that Great Expectations cannot compute has failed.
+    Where only checks of rows fail, and on no more rows than the study sets aside, those rows are set aside and the site passes.
+
+    Args:
+        now: the moment that freshness is judged at; by default the present one.
+        problem: how the table breaks the contract, "" if it keeps to it; None finds out.
 
     Raises:
-        DataContractError: the table does not keep to the dictionary, so that there is nothing to judge.
         StudyError: the suite says something it cannot mean.
     """
-    file = folder.sites[site]
+    file, study, rules = folder.sites[site], folder.study, folder.operations.gate
     if table is None:
         table = sources.load(file.source, folder.data, site)
-    clean(table, folder.study, site, file.absent, file.split_key)  # the contract comes first
+    if problem is None:
+        problem = contract(table, study, file)
     if folder.suite is None:
-        return Verdict(site, True, 0, note="no suite: the contract alone was checked")
-    expectations = validate_suite(folder.suite, folder.study)
-    skipped = [e for e in expectations if not set(file.absent).isdisjoint(_columns(e.configuration.kwargs))]
-    tried = [e for e in expectations if e not in skipped]
-    results = _validated(frame(table, folder.study, file.absent), folder.suite.name, tried)
-    failures = tuple(_failure(result, table.rows) for result in results if not result.success)
-    passed = not any(failure.severity == "critical" for failure in failures)
-    return Verdict(site, passed, len(tried), failures, _note(skipped, file.absent, sum(map(_raised, results))))
+        return Judged(broken(site, problem, rules.policy) if problem else Verdict(site, True, 0, note=NO_SUITE))
+    day = today(folder.operations, now)
+    suite = Tried(validate_suite(folder.suite, study), study, file.absent, table)
+    rows = frame(table, study, file.absent, suite.asked, day, zone_of(folder.operations))
+    results = _validated(rows, folder.suite.name, suite.tried)
+    failed = [(e, result) for e, result in zip(suite.tried, results, strict=True) if not result.success]
+    failures = [failure_of(result, table.rows, rules) for _, result in failed]
+    aside = _rows_aside(rows, folder.suite.name, [e for e, _ in failed], failures, rules)
+    if aside and problem:
+        rest = np.delete(np.arange(table.rows), aside)
+        problem = contract(table.take(rest), study, file) if len(rest) else problem
+        aside = () if problem else aside
+    if aside:
+        failures = [replace(f, action="quarantine") if acts(f.action) else f for f in failures]
+    failures = [*(failure_untried(expectation, rules) for expectation in suite.missing), *failures]
+    note = note_on(suite, file.absent, sum(map(raised, results)))
+    used = day.isoformat() if any(name.startswith(SINCE) for name in suite.asked) else ""
+    return Judged(verdict_of(site, suite.checks, tuple(failures), note, problem, rules, len(aside)), aside, used)
+
+
+def contract(table: Table, study: Study, file: SiteFile) -> str:
+    """How a table breaks the contract, in one line that shows no value; "" if it keeps to it."""
+    try:
+        clean(table, study, file.name, file.absent, file.split_key)
+    except DataContractError as error:
+        return str(error)
+    return ""
 
 
 def validate_suite(suite: Suite, study: Study) -> list[Expectation]:
@@ -76,10 +129,7 @@ def validate_suite(suite: Suite, study: Study) -> list[Expectation]:
     Raises:
         StudyError: an expectation is unknown, has options it does not take, or asks about a column that the study does not read.
     """
-    known = {feature.name for feature in study.features} | {study.target.column} | {study.patient_id}
-    levels = {feature.name for feature in study.features if isinstance(feature, Category)}
-    if not _numeric_target(study):
-        levels.add(study.target.column)
+    known = levels(study)
     built = []
     for n, written in enumerate(suite.document["expectations"]):
         if not (isinstance(written, dict) and isinstance(written.get("type"), str) and written.keys() <= KEYS):
@@ -89,13 +139,17 @@ def validate_suite(suite: Suite, study: Study) -> list[Expectation]:
             )
         kwargs = written.get("kwargs") or {}
         place = f"suite '{suite.name}', expectation {n + 1} ({written['type']})"
-        expectation = _built({"type": written["type"], "kwargs": kwargs, "meta": {"position": n}}, written, place)
-        unknown = [column for column in _columns(kwargs) if column not in known]
+        action = (written.get("meta") or {}).get("action", "")
+        if action not in ("", *get_args(Action)):
+            raise StudyError(f"{place}: expected action to be {', '.join(get_args(Action))}, found another: correct it")
+        meta = {"position": n, "action": action}
+        expectation = _built({"type": written["type"], "kwargs": kwargs, "meta": meta}, written, place)
+        unknown = [column for column in columns_about(kwargs) if origin(column, study) is None]
         if unknown:
             raise StudyError(
                 f"{place}: expected a column that the study reads, found '{unknown[0]}': correct it, or add it to study.toml"
             )
-        if kwargs.get("column") in levels and isinstance(kwargs.get("value_set"), list):
+        if kwargs.get("column") in known and isinstance(kwargs.get("value_set"), list):
             expectation.value_set = [canonical(value) for value in kwargs["value_set"]]  # type: ignore[attr-defined]
         built.append(expectation)
     return built
@@ -118,96 +172,43 @@ def _built(configuration: dict[str, Any], written: Mapping[str, Any], place: str
     raise StudyError(f"{place}: expected what Great Expectations can check, found: {problem}")
 
 
-def _columns(kwargs: Mapping[str, Any]) -> list[str]:
-    """The columns that an expectation is about, in its order."""
-    one = [kwargs[key] for key in ("column", "column_A", "column_B") if kwargs.get(key)]
-    return one + list(kwargs.get("column_list") or [])
-
-
-def _note(skipped: Sequence[Expectation], absent: Sequence[str], raised: int) -> str:
-    asked = {column for expectation in skipped for column in _columns(expectation.configuration.kwargs)}
-    named = ", ".join(column for column in absent if column in asked)
-    notes = [
-        f"{len(skipped)} skipped: {named} not recorded here" if skipped else "",
-        f"{raised} could not be computed" if raised else "",
-    ]
-    return "; ".join(filter(None, notes))
-
-
-# --- the table in the dictionary's terms ------------------------------------------------------------------------------
-
-
-def frame(table: Table, study: Study, absent: Sequence[str] = ()) -> DataFrame:
-    """What the suite sees, a row a row of the table: numbers as float64, levels and labels in their one way of writing, missing as null.
-
-    It holds the features, the target and the patient's id where the study names one; `clean` must have accepted the table.
-    """
-    import pandas as pd
-
-    columns: dict[str, Any] = {}
-    if study.patient_id is not None:
-        columns[study.patient_id] = _texts(table.columns[study.patient_id], ())
-    for feature in study.features:
-        if feature.name not in absent:
-            read = _numbers if isinstance(feature, Number) else _texts
-            columns[feature.name] = read(table.columns[feature.name], feature.missing)
-    read = _numbers if _numeric_target(study) else _texts
-    columns[study.target.column] = read(table.columns[study.target.column], study.target.missing)
-    return pd.DataFrame(
-        {
-            name: column if column.dtype == np.float64 else pd.array(column, dtype="str")
-            for name, column in columns.items()
-        }
-    )
-
-
-def _numeric_target(study: Study) -> bool:
-    target = study.target
-    return isinstance(target, Regression) or (isinstance(target, Binary) and target.positive_above is not None)
-
-
-def _numbers(column: NDArray[Any], missing: Sequence[Label]) -> NDArray[np.float64]:
-    return _mapped(column, missing, float, np.nan).astype(np.float64)
-
-
-def _texts(column: NDArray[Any], missing: Sequence[Label]) -> NDArray[np.object_]:
-    return _mapped(column, missing, canonical, None)
-
-
-def _mapped(
-    column: NDArray[Any], missing: Sequence[Label], read: Callable[[Any], Any], null: Any
-) -> NDArray[np.object_]:
-    """Each cell read, or null where it is empty or a code for missing; every distinct cell is looked at once."""
-    codes = {canonical(code) for code in missing} | {"", "nan"}
-    cells = column.tolist()
-    meaning = {cell: null if canonical(cell) in codes else read(cell) for cell in set(cells)}
-    result = np.empty(len(cells), object)
-    result[:] = [meaning[cell] if cell == cell else null for cell in cells]
-    return result
-
-
 # --- Great Expectations -----------------------------------------------------------------------------------------------
 
 
-def _validated(rows: DataFrame, name: str, expectations: list[Expectation]) -> list[Any]:
+def _validated(
+    rows: DataFrame, name: str, expectations: list[Expectation], result_format: Mapping[str, Any] = NO_VALUES
+) -> list[Any]:
     """Great Expectations' results, in the suite's order."""
-    if not expectations:
-        return []
+    return _validation(rows, name, expectations, result_format).results if expectations else []
+
+
+def _validation(
+    rows: DataFrame, name: str, expectations: list[Expectation], result_format: Mapping[str, Any] = NO_VALUES
+) -> Any:
     from great_expectations import ExpectationSuite
 
-    batch = _batches().get_batch({"dataframe": rows})
-    with warnings.catch_warnings(), _configured_once():
+    suite = ExpectationSuite(name=name, expectations=expectations)
+    with warnings.catch_warnings(), _lean():
         warnings.simplefilter("ignore")
-        found = batch.validate(ExpectationSuite(name=name, expectations=expectations), result_format=NO_VALUES)
-    return sorted(found.results, key=lambda result: result.expectation_config.meta["position"])
+        batch = _batches().get_batch({"dataframe": rows})
+        found = batch.validate(suite, result_format=dict(result_format))
+    found.results.sort(key=lambda result: result.expectation_config.meta["position"])
+    return found
 
 
 @contextmanager
-def _configured_once() -> Iterator[None]:
-    """Inside, an expectation builds its configuration once and not a hundred times over, which is nearly half of a validation."""
+def _lean() -> Iterator[None]:
+    """Inside, Great Expectations leaves out work that decides nothing, which is three quarters of a validation.
+
+    An expectation builds its configuration once and not a hundred times over; a batch is not hashed to mark when it was made; a column
+    of float64 is not searched, cell by cell, for decimals.
+    """
+    from great_expectations import util
+    from great_expectations.execution_engine import pandas_execution_engine as engine
     from great_expectations.expectations.expectation import Expectation
 
     build: Any = Expectation.configuration
+    hashes, decimals = engine.hash_pandas_dataframe, util.does_ndarray_contain_decimal_dtype
     built: dict[int, tuple[Expectation, Any]] = {}  # it holds the expectation too, so that no id comes twice
 
     def configuration(self: Expectation) -> Any:
@@ -216,30 +217,25 @@ def _configured_once() -> Iterator[None]:
         return built[id(self)][1]
 
     Expectation.configuration = property(configuration)  # type: ignore[method-assign]
+    engine.hash_pandas_dataframe = lambda _: ""
+    util.does_ndarray_contain_decimal_dtype = lambda data: data.dtype == object and decimals(data)
     try:
         yield
     finally:
         Expectation.configuration = build  # type: ignore[method-assign]
+        engine.hash_pandas_dataframe, util.does_ndarray_contain_decimal_dtype = hashes, decimals
 
 
-def _failure(result: Any, rows: int) -> Failure:
-    """Of a result: its name, its columns and its counts."""
-    configuration, counts = result.expectation_config, result.result
-    per_row = "unexpected_count" in counts and not _raised(result)
-    return Failure(
-        expectation=configuration.type,
-        column=", ".join(_columns(configuration.kwargs)) or None,
-        element_count=counted(counts.get("element_count", rows)),
-        unexpected_count=counted(counts["unexpected_count"]) if per_row else None,
-        per_row=per_row,
-        severity=configuration.severity.value,
-    )
-
-
-def _raised(result: Any) -> bool:
-    """Whether computing it ended in an exception; its text may quote a cell and is not read."""
-    about = result.exception_info
-    return any(one.get("raised_exception") for one in (about, *about.values()) if isinstance(one, dict))
+def _rows_aside(
+    rows: DataFrame, name: str, failed: list[Expectation], failures: list[Failure], rules: Gate
+) -> tuple[int, ...]:
+    """The numbers of the rows that the failed expectations are about, if those may be set aside; else none."""
+    acting = [e for e, failure in zip(failed, failures, strict=True) if acts(failure.action)]
+    if not rules.quarantine or not acting or not all(f.per_row for f in failures if acts(f.action)):
+        return ()
+    results = _validated(rows, name, acting, {"result_format": "COMPLETE", "exclude_unexpected_values": True})
+    found = sorted({int(row) for result in results for row in result.result.get("unexpected_index_list") or ()})
+    return tuple(found) if len(found) <= rules.quarantine * len(rows) else ()
 
 
 @functools.cache
@@ -274,17 +270,57 @@ def _import() -> Any:
     return gx
 
 
+# --- Data Docs ---------------------------------------------------------------------------------------------------------
+
+
+def docs(folder: Folder, site: str) -> str:
+    """A page of the site's own: a fresh validation as Great Expectations renders it, without a value, and without what it loads from afar."""
+    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaSectionView
+
+    file, study = folder.sites[site], folder.study
+    table = sources.load(file.source, folder.data, site)
+    verdict = judge(folder, site, table).verdict
+    sections: list[str] = []
+    if folder.suite is not None:
+        suite = Tried(validate_suite(folder.suite, study), study, file.absent, table)
+        rows = frame(table, study, file.absent, suite.asked, today(folder.operations), zone_of(folder.operations))
+        found = _validation(rows, folder.suite.name, suite.tried)
+        for result in found.results:
+            result.result = counts_alone(result.result)
+            result.exception_info = {
+                "raised_exception": raised(result),
+                "exception_message": "",
+                "exception_traceback": "",
+            }
+        found.meta = {"run_id": {"run_name": today(folder.operations).isoformat(), "run_time": ""}}
+        content = ValidationResultsPageRenderer(run_info_at_end=True).render(found)
+        view = DefaultJinjaSectionView()
+        sections = [
+            view.render({"section": section.to_json_dict(), "section_loop": {"index": n}})
+            for n, section in enumerate(content.sections, 1)
+        ]
+    return page(site, study.name, line(verdict), sections)
+
+
 # --- the helper process -----------------------------------------------------------------------------------------------
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """One site's gate: the verdict may leave the hospital, the fingerprint must not."""
+    """One site's gate: the verdict may leave the hospital; fingerprint, row numbers and day must not."""
     folder = _folder(request["folder"], request["data"], _stamp(Path(request["folder"])))
     site = request["site"]
     if site not in folder.sites:
         raise StudyError(f"expected a site of the study, found '{site}': it has {', '.join(folder.sites)}")
     table = sources.load(folder.sites[site].source, folder.data, site)
-    return {"verdict": to_json(check(folder, site, table)), "fingerprint": table.fingerprint(), "rows": table.rows}
+    judged = judge(folder, site, table, problem=request.get("problem"))
+    return {
+        "verdict": to_json(judged.verdict),
+        "fingerprint": table.fingerprint(),
+        "rows": table.rows,
+        "aside": judged.aside,
+        "day": judged.day,
+    }
 
 
 def warm() -> None:

@@ -22,6 +22,7 @@ def record(
     verdicts: Mapping[str, Verdict],
     excluded: list[str],
     decision: Decision | None,
+    factors: Mapping[str, float],
 ) -> dict[str, Any]:
     """JSON of a closed visit. `metrics` judge the model of round `scored`; `training` is its loss on training rows."""
     pooled, histogram = total(closed.scores)
@@ -36,6 +37,7 @@ def record(
         "refused": dict(closed.refused),
         "excluded": {name: line(verdicts[name]) for name in excluded},
         "warned": {name: line(verdicts[name]) for name in taking_part if name in verdicts and verdicts[name].failures},
+        "gate": {name: _gate(verdict, factors.get(name, 1.0)) for name, verdict in verdicts.items()},
         "decision": decision and decided(decision),
         "champion": closed.state.champion and closed.state.champion.round,
         "calibration_drift": _calibration(closed, histogram),
@@ -68,6 +70,16 @@ def _calibration(closed: Closed, histogram: Any) -> dict[str, Any] | None:
     found = in_the_large({"": histogram, **{site: its for site, (_, its) in closed.scores.items()}})
     defined = {site: large._asdict() for site, large in found.items() if large.ratio is not None}
     return defined.pop("") | {"sites": defined} if "" in defined else None
+
+
+def _gate(verdict: Verdict, factor: float) -> dict[str, Any]:
+    """`quarantined` is null for 1 to 9 rows; `factor` is what the site's λ was multiplied by."""
+    return {
+        "passed": verdict.passed,
+        "action": verdict.action,
+        "quarantined": verdict.quarantined,
+        "factor": factor,
+    }
 
 
 def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fedrounds.core.answer import Policy
 from fedrounds.core.champion import judged
-from fedrounds.core.errors import DataContractError, GateHalt, QuorumError
+from fedrounds.core.errors import GateHalt, QuorumError
 from fedrounds.core.messages import Ask, encode
 from fedrounds.core.plan import build
 from fedrounds.core.round import Asking, Closed, close_exchange, open_round
@@ -27,7 +26,8 @@ from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.record import as_row, record
-from fedrounds.tasks.verdict import Verdict, from_json, line, to_json
+from fedrounds.tasks.remembered import Remembered
+from fedrounds.tasks.verdict import Verdict, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
 from fedrounds.tasks.withheld import withheld
 
@@ -85,12 +85,13 @@ class Run:
         self.verdicts: dict[str, Verdict] = {}
         self.new_verdicts: dict[str, Verdict] = {}
         self.excluded: list[str] = []
+        self.factors: dict[str, float] = {}  # sites that count for less, and how much
         self.last: dict[str, Any] = {}
         self.started = time.time()
         self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
         self.target = folder.operations.rounds  # rounds that this run goes to
         self.flow_run, self.tasks = "", 0  # Prefect's id of this run, and how many tasks it made
-        self._kept = _read_json(state.verdicts)  # what the sites remember of their gates
+        self.gates = Remembered(folder, state.verdicts)  # what the sites remember
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
         self._gate: Child | None = None
         self._track: Child | None = None
@@ -133,11 +134,7 @@ class Run:
 
     def remembered(self, ward: Ward) -> Verdict | None:
         """The site's verdict on these very data by this very suite, if it has one: a gate is run again only when either changed."""
-        if self.folder.suite is None:
-            return Verdict(ward.name, True, 0, (), "no suite: the contract alone was checked")
-        kept = self._kept.get(ward.name, {})
-        same = kept.get("fingerprint") == ward.fingerprint and kept.get("suite") == self.folder.suite.hash
-        return from_json(kept["verdict"]) if same else None
+        return self.gates.verdict(ward)
 
     def ask_gate(self, ward: Ward) -> Any:
         """A future of the gate helper's answer for a site, which `warm_up` may have asked for already."""
@@ -145,22 +142,12 @@ class Run:
 
     def _ask_gate(self, ward: Ward) -> Any:
         data = None if self.folder.data == self.folder.path else str(self.folder.data)
-        return self.gate().call({"folder": str(self.folder.path), "data": data, "site": ward.name})
+        request = {"folder": str(self.folder.path), "data": data, "site": ward.name, "problem": ward.problem}
+        return self.gate().call(request)
 
     def judge(self, ward: Ward, answer: dict[str, Any]) -> Verdict:
         """Remember what the gate found, at the site."""
-        assert self.folder.suite is not None
-        if answer["fingerprint"] != ward.fingerprint:
-            raise DataContractError(
-                f"expected the data of site '{ward.name}' to hold still, found them changed during the gate: run again"
-            )
-        self._kept[ward.name] = {
-            "fingerprint": ward.fingerprint,
-            "suite": self.folder.suite.hash,
-            "verdict": answer["verdict"],
-        }
-        _write_json(self.place.verdicts, self._kept)
-        return from_json(answer["verdict"])
+        return self.gates.keep(ward, answer)
 
     def admit(self, verdicts: dict[str, Verdict]) -> None:
         """Apply the gate's policy. Raises GateHalt or QuorumError; both are recorded in the ledger first."""
@@ -169,18 +156,21 @@ class Run:
         self.new_verdicts = {
             site: verdict for site, verdict in verdicts.items() if before.get(site) != to_json(verdict)
         }
-        failed = [site for site, verdict in verdicts.items() if not verdict.passed]
+        acting = {
+            action: [s for s, v in verdicts.items() if v.action == action]
+            for action in ("halt", "exclude", "down-weight")
+        }
         operations = self.folder.operations
-        if failed and operations.gate.policy == "halt":
+        if acting["halt"]:
+            site = acting["halt"][0]
             self.failed(
-                GateHalt(
-                    f"expected every site to pass the gate (policy halt), found '{failed[0]}': {line(verdicts[failed[0]])}"
-                )
+                GateHalt(f"expected every site to pass the gate (policy halt), found '{site}': {line(verdicts[site])}")
             )
-        self.excluded = failed if operations.gate.policy == "exclude" else []
+        self.excluded = acting["exclude"]
+        self.factors = dict.fromkeys(acting["down-weight"], operations.gate.down_weight)
         left, quorum = len(self.taking_part), operations.quorum_of(len(self.wards))
         if left < quorum:
-            reasons = "; ".join(f"{site}: {line(verdicts[site])}" for site in failed)
+            reasons = "; ".join(f"{site}: {line(verdicts[site])}" for site in self.excluded)
             self.failed(
                 QuorumError(
                     f"expected at least {quorum} of {len(self.wards)} sites to pass the gate, found {left} ({reasons})"
@@ -208,7 +198,7 @@ class Run:
     def open(self, ask: Ask) -> Asking:
         self.started = time.time()
         quorum = self.folder.operations.quorum_of(len(self.wards))
-        return open_round(self.state, self.plan, ask, self.taking_part, quorum)
+        return open_round(self.state, self.plan, ask, self.taking_part, quorum, self.factors)
 
     def aggregate(self, asking: Asking, replies: Sequence[bytes]) -> Asking | Closed:
         """Close an exchange; a closed round is in the ledger when this returns."""
@@ -224,7 +214,7 @@ class Run:
         failed = ungated(self.ledger, closed.scored) if rule.gates == "passed" and not known else []
         state, decision = judged(asking.state, closed, rule, known, failed)
         closed = replace(closed, state=state)
-        self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision)
+        self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision, self.factors)
         self.last |= drift.noted(self, closed)
         digest = asking.state.model_digest
         decisions = [as_row(decision, closed.scored, digest)] if decision else []
@@ -380,16 +370,3 @@ def _digest(value: Any) -> str:
     import hashlib
 
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    scratch = file.with_suffix(".new")
-    scratch.write_text(json.dumps(value))
-    scratch.replace(file)

@@ -18,7 +18,7 @@ from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
 from fedrounds.reports.drift import drift_points
-from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note
+from fedrounds.reports.summary import SHOWN, gate_words, model_note, note, round_note, study_note
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.model_folder import ModelFolder
@@ -189,12 +189,8 @@ class Projection:
             "fedrounds.visit": str(entry.visit),
             "mlflow.note.content": round_note(record),
         }
-        if record["excluded"]:
-            tags["fedrounds.excluded"] = json.dumps(record["excluded"], ensure_ascii=False)[:5000]
-        if record["warned"]:
-            tags["fedrounds.warned"] = json.dumps(record["warned"], ensure_ascii=False)[:5000]
-        if record["refused"]:
-            tags["fedrounds.refused"] = json.dumps(record["refused"], ensure_ascii=False)[:5000]
+        told = {kind: record[kind] for kind in ("excluded", "warned", "refused")} | {"gate": gate_words(record)}
+        tags |= {f"fedrounds.{kind}": json.dumps(it, ensure_ascii=False)[:5000] for kind, it in told.items() if it}
         run = self.run(about, entry.started, **tags)
         sites = record["sites"].values()
         self._points(

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.round import Asking, Closed
 from fedrounds.tasks.run import Group, Run
-from fedrounds.tasks.verdict import Verdict
+from fedrounds.tasks.verdict import Verdict, broken
 from fedrounds.tasks.ward import Ward
 
 
@@ -24,8 +24,11 @@ def _passing(_task: Any, _run: Any, state: Any) -> bool:
 
 
 async def load_rows(group: Group) -> int:
-    """Read sites' tables, unless the command line has just done so; returns their patients."""
-    return sum(ward.cohort.patients if ward.cohort else ward.load() for ward in group.wards)
+    """Read sites' tables, unless the command line has just done so; returns their patients.
+
+    A table that breaks the contract is its site's problem, which the gate reports: it does not end the others' run.
+    """
+    return sum(ward.cohort.patients if ward.cohort else ward.load(strict=False) for ward in group.wards)
 
 
 async def check_gate(run: Run, group: Group) -> list[Verdict]:
@@ -35,10 +38,16 @@ async def check_gate(run: Run, group: Group) -> list[Verdict]:
 
 async def _verdict(run: Run, ward: Ward) -> Verdict:
     """Remembered while data and suite are the same, else asked of the gate's process."""
-    remembered = run.remembered(ward)
-    if remembered is not None:
-        return remembered
-    return run.judge(ward, await asyncio.wrap_future(run.ask_gate(ward)))
+    verdict = run.remembered(ward)
+    if verdict is None:
+        verdict = run.judge(ward, await asyncio.wrap_future(run.ask_gate(ward)))
+    if ward.fingerprint:
+        run.gates.set_aside(ward)
+    return (
+        broken(ward.name, ward.problem, run.folder.operations.gate.policy)
+        if verdict.passed and ward.problem
+        else verdict
+    )
 
 
 async def encode_rows(group: Group, run: Run) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fedrounds.core.answer import below, handle
 from fedrounds.core.errors import DataContractError
@@ -12,6 +14,7 @@ from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows
+from fedrounds.core.table import Table
 from fedrounds.sources import load
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks.withheld import withheld
@@ -28,21 +31,62 @@ class Ward:
         self.cohort: Cohort | None = None
         self.rows: Rows | None = None
         self.fingerprint = ""
+        self.problem = ""  # how the table breaks the contract; such a ward takes part in nothing
+        self.aside: tuple[int, ...] = ()  # rows of the table that the gate set aside, by number
         self.bytes_in = self.bytes_out = 0
         self._memory: Mapping[str, Array] = {}
 
     def __repr__(self) -> str:
         return f"Ward({self.name})"
 
-    def load(self) -> int:
-        """Read the source by the study's dictionary; returns how many patients take part."""
+    def load(self, strict: bool = True) -> int:
+        """Read the source by the study's dictionary; returns how many patients take part.
+
+        Args:
+            strict: raise what breaks the contract; else hold it as `problem`, and have no patients.
+        """
+        try:
+            table, fingerprint = self._table()
+        except DataContractError:
+            if strict:
+                raise
+            self._hold(
+                f"expected a table at site '{self.name}', found one that cannot be read: `fedrounds check` there says why"
+            )
+            self.fingerprint = ""  # nothing is known of these data
+            return 0
+        if fingerprint != self.fingerprint or self.cohort is None:
+            self.fingerprint, self.aside = fingerprint, ()
+            self._clean(table, strict)
+        return self.cohort.patients if self.cohort else 0
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Set rows of the table aside, by number: they neither train nor judge. Without them the table may keep to the contract."""
+        if tuple(rows) == self.aside:
+            return
+        table, fingerprint = self._table()
+        if fingerprint != self.fingerprint:
+            raise changed(self.name)
+        self.aside = tuple(rows)
+        self._clean(table.take(np.delete(np.arange(table.rows), list(rows))), strict=False)
+
+    def _table(self) -> tuple[Table, str]:
         with withheld(f"to read the rows of site '{self.name}'"):
             table = load(self.site.source, self.data, self.name)
-            fingerprint = table.fingerprint()
-            if fingerprint != self.fingerprint or self.cohort is None:
+            return table, table.fingerprint()
+
+    def _clean(self, table: Table, strict: bool) -> None:
+        try:
+            with withheld(f"to read the rows of site '{self.name}'"):
                 self.cohort = clean(table, self.plan.study, self.name, self.site.absent, self.site.split_key)
-                self.rows, self.fingerprint = None, fingerprint
-            return self.cohort.patients
+            self.rows, self.problem = None, ""
+        except DataContractError as error:
+            if strict:
+                raise
+            self._hold(str(error))
+
+    def _hold(self, problem: str) -> None:
+        self.problem, self.cohort, self.rows = problem, None, None
 
     def preprocess(self, statistics: Mapping[str, Array]) -> None:
         """Encode the rows by the study's frozen statistics, once for all rounds."""
@@ -69,6 +113,13 @@ class Ward:
         if self.cohort is None:
             raise DataContractError(f"expected the table of site '{self.name}' to be loaded, found it was not")
         return self.cohort
+
+
+def changed(site: str) -> DataContractError:
+    """What to raise where a site's data are others than a moment ago."""
+    return DataContractError(
+        f"expected the data of site '{site}' to hold still, found them changed during the gate: run again"
+    )
 
 
 def read_reply(data: bytes) -> Reply:

@@ -328,7 +328,9 @@ def test_a_site_that_fails_its_gate_sits_out_and_is_shown_everywhere(shell, brok
         ("result", "markdown"),
     }
     gate = next(json.loads(data) for key, _, data in artifacts if key.startswith("gate-"))
-    assert "| west | FAILED (17 checks) | expect_column_values_to_be_between | systolic_bp | 12 of 120 |" in gate
+    assert (
+        "| west | FAILED, excluded (17 checks) | expect_column_values_to_be_between | systolic_bp | 12 of 120 |" in gate
+    )
 
 
 def test_the_policy_warn_lets_it_take_part_halt_and_quorum_stop_the_round_on_record(shell, broken):
