@@ -13,6 +13,7 @@ A column of the study goes before a made one of the same name. Nothing here impo
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -117,17 +118,23 @@ def frame(
 
     wanted = columns_of(study) if asked is None else list(dict.fromkeys(asked))
     made: dict[str, Any] = {}
+    read = functools.cache(lambda base: read_numbers(table.columns[base], codes[base]))  # two columns are made of it
+    codes = numeric(study)
     for name in wanted:
         base = origin(name, study)
-        if base is not None and base not in absent and base in table.columns:
+        if base is None or base in absent or base not in table.columns:
+            continue
+        if base in codes and name in (base, f"{base}{NUMERIC}"):
+            made[name] = read(base)[0] if name == base else read(base)[1].astype(np.float64)
+        else:
             made[name] = _made(name, base, table, study, day, zone)
     return pd.DataFrame(made, index=pd.RangeIndex(table.rows))
 
 
 def _made(name: str, base: str, table: Table, study: Study, day: dt.date | None, zone: str) -> Any:
-    column, numbers = table.columns[base], numeric(study)
+    column = table.columns[base]
     if name == base:
-        return read_numbers(column, numbers[base])[0] if base in numbers else _text(column, _missing(base, study))
+        return _text(column, _missing(base, study))
     if name.startswith(SINCE):
         return days_since(column, day or dt.datetime.now(ZoneInfo(zone)).date(), zone)
     if name.endswith(WRITTEN):
@@ -135,8 +142,6 @@ def _made(name: str, base: str, table: Table, study: Study, day: dt.date | None,
     if name.endswith(PADDED):
         raw = table.written.get(base)
         return np.zeros(table.rows) if raw is None else (raw != column).astype(np.float64)
-    if name.endswith(NUMERIC):
-        return read_numbers(column, numbers[base])[1].astype(np.float64)
     level = name.removeprefix(f"{base} is ")
     return share(column, base, "" if level == "positive" and isinstance(study.target, Binary) else level, study)
 

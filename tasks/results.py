@@ -42,7 +42,7 @@ class Tried:
                 self.missing += [] if exists.issuperset(gone) else [about]
             else:
                 self.tried.append(expectation)
-                self.asked += [*named, *(columns_of(study) if _asks_for_all(about) else ())]
+                self.asked += [*named, *(columns_of(study) if asks_for_all(about) else ())]
 
     @property
     def checks(self) -> int:
@@ -50,7 +50,7 @@ class Tried:
         return len(self.tried) + len(self.missing)
 
 
-def _asks_for_all(about: Any) -> bool:
+def asks_for_all(about: Any) -> bool:
     """Whether it may look at columns beyond those that it names."""
     return about.type.startswith("expect_table_column") or not {"row_condition", "column_set"}.isdisjoint(about.kwargs)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from fedrounds.core.plan import build
 from fedrounds.core.round import Asking, Closed, close_exchange, open_round
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.ledger import Ledger
 from fedrounds.reports.summary import gate_of, gate_words
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import gate
@@ -26,7 +29,7 @@ from fedrounds.tasks.ward import Ward
 
 BETWEEN, IN_SET = "expect_column_values_to_be_between", "expect_column_values_to_be_in_set"
 AGE = {"type": BETWEEN, "kwargs": {"column": "age", "min_value": 18, "max_value": 110}}
-CANARY = "987654.321"
+CANARY, TEXT = "987654.321", "Zaphod-4711"
 
 
 @pytest.fixture
@@ -378,3 +381,50 @@ def test_a_broken_contract_is_said_without_small_counts():
         "halt",
     )
     assert os.linesep not in line(verdict)
+
+
+# --- as a worker runs it ----------------------------------------------------------------------------------------------
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from fedrounds.cli.run import surroundings
+from fedrounds.tasks.prefect_server import PrefectServer, settings
+home = Path(sys.argv[2])
+server = PrefectServer(home / "prefect", home / "log")
+try:
+    with surroundings(settings(home / "prefect", server.api_url)):
+        server.wait()
+        from fedrounds.flows.study import study
+        asyncio.run(study(sys.argv[1]))
+finally:
+    server.stop()
+"""
+
+
+def test_a_worker_goes_on_without_the_site_that_breaks_the_contract_and_without_a_few_bad_rows(new_study, tmp_path):
+    """North has lost a column; in east two cells of a number's column hold text, and the study may set as many rows aside."""
+    study = folders.read(new_study)
+    north = new_study / "data" / "north.csv"
+    written(study, {"age": {3: "n/a", 8: TEXT}}, "east")
+    north.write_text(north.read_text().replace("age", "years_old", 1))
+    suite = new_study / "expectations" / "readmission.json"
+    document = json.loads(suite.read_text())
+    numbers = {"type": IN_SET, "kwargs": {"column": "age is a number", "value_set": [1]}}
+    suite.write_text(json.dumps(document | {"expectations": [*document["expectations"], numbers]}))
+    operations = new_study / "operations.toml"
+    operations.write_text(operations.read_text().replace("[promotion]", "quarantine = 0.01\n\n[promotion]"))
+    (tmp_path / "worker").mkdir()
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    words = [sys.executable, "-c", WORKER, str(new_study), str(tmp_path / "worker")]
+    done = subprocess.run(words, capture_output=True, text=True, env=quiet, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with Ledger.open(new_study / "mlruns" / "toy" / "ledger.db") as ledger:
+        record = ledger.progress().record
+    assert sorted(record["sites"]) == ["east", "south", "west"]
+    assert record["gate"]["east"] == {"passed": True, "action": "pass", "quarantined": None, "factor": 1.0}
+    assert record["gate"]["north"] == {"passed": False, "action": "exclude", "quarantined": 0, "factor": 1.0}
+    assert "expected column 'age' at site 'north'" in record["excluded"]["north"]
+    assert TEXT not in json.dumps(record) + done.stdout + done.stderr
+    east_file = json.loads((new_study / "mlruns" / "toy" / "sites.json").read_text())["east"]
+    assert east_file["aside"] == [3, 8]

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import pytest
 
 from fedrounds import sources
 from fedrounds.cli.template_data import toy
-from fedrounds.core.errors import StudyError
+from fedrounds.core.errors import DataContractError, StudyError
+from fedrounds.core.preprocess import _numbers
+from fedrounds.core.study import canonical
 from fedrounds.core.table import Table
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import gate
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.folder import Suite
+from fedrounds.tasks.frame import frame, read_numbers
 from fedrounds.tasks.verdict import CONTRACT, Failure, Verdict, counted, from_json, line, markdown, to_json
 
 ROOT = Path(__file__).parent.parent
@@ -210,6 +214,109 @@ def test_the_gate_is_cheap_to_import():
         "import sys, fedrounds.tasks.gate; print([m for m in ('great_expectations', 'pandas') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- made columns, and what is left out for speed ---------------------------------------------------------------------
+
+CELLS = [
+    "63",
+    "63.0",
+    "1e5",
+    "-9",
+    "-9.0",
+    "+5",
+    "",
+    "?",
+    "nan",
+    "NaN",
+    "inf",
+    "-inf",
+    "1_0",
+    "x",
+    "0x1A",
+    "1e999",
+    "007",
+    ".5",
+]
+
+
+@pytest.mark.parametrize("codes", [(), ("?",), (-9,), ("?", "NaN", -9)])
+@pytest.mark.parametrize("cells", [CELLS, ["1", "2.5", "", "?", "-9"], ["1", "2"], ["", ""]], ids=len)
+def test_the_frame_reads_numbers_as_the_contract_does(cells, codes):
+    column = np.array(cells, object)
+    value, known = read_numbers(column, codes)
+    for row, cell in enumerate(cells):  # the contract judges a whole column: one cell at a time, and one that is right
+        try:
+            expected = _numbers(np.array([cell], object), {canonical(code) for code in codes} | {""}, "x", "", "s")[0]
+        except DataContractError:
+            assert (known[row], np.isnan(value[row])) == (False, True), cell
+        else:
+            assert known[row], cell
+            assert value[row] == expected or (np.isnan(value[row]) and np.isnan(expected)), cell
+
+
+def test_made_columns_are_what_they_say(study):
+    table = spoilt(study, "north", "age", "", 0).take(np.arange(4))
+    columns = {
+        **table.columns,
+        "age": np.array(["61", "x", "", "7"], object),
+        "sex": np.array(["f", "m", "", "?"], object),
+    }
+    written = {"age": np.array([" 61", "x", "  ", "7"], object)}
+    made = [
+        "age",
+        "age as written",
+        "age is a number",
+        "age is padded",
+        "sex is f",
+        "sex is padded",
+        "readmitted is positive",
+    ]
+    found = frame(Table(columns, written), study.study, asked=made)
+    assert list(found.columns) == made
+    assert found["age"].fillna(-1).tolist() == [61, -1, -1, 7]
+    assert found["age as written"].tolist() == [" 61", "x", "  ", "7"]
+    assert found["age is a number"].tolist() == [1, 0, 1, 1]
+    assert found["age is padded"].tolist() == [1, 0, 1, 0]
+    assert found["sex is f"].fillna(-1).tolist() == [1, 0, -1, 0]
+    assert found["sex is padded"].tolist() == [0, 0, 0, 0]
+    assert set(found["readmitted is positive"]) <= {0.0, 1.0}
+
+
+def test_what_is_asked_of_cells_as_written_is_answered(study):
+    table = spoilt(study, "north", "age", "61", 300)
+    padded = Table(table.columns, {"age": np.array([" 61" if row < 12 else "61" for row in range(300)], object)})
+    plain = suite(
+        {"type": "expect_column_values_to_match_regex", "kwargs": {"column": "age as written", "regex": "^[0-9]+$"}}
+    )
+    verdict = gate.check(replace(study, suite=plain), "north", padded)
+    assert [str(failure) for failure in verdict.failures] == [
+        "expect_column_values_to_match_regex · age as written: 12 of 300"
+    ]
+    assert gate.check(replace(study, suite=plain), "north", table).passed
+
+
+def test_what_is_left_out_for_speed_changes_no_result(study, monkeypatch):
+    """All of the study's own suite and more, with gaps and faults: whole and in groups, lean and as Great Expectations does by itself."""
+    table = spoilt(study, "north", "age", NUMBER, 12)
+    document = list(study.suite.document["expectations"])
+    document += [
+        {"type": "expect_compound_columns_to_be_unique", "kwargs": {"column_list": ["age", "sex"]}},
+        {"type": "expect_table_column_count_to_equal", "kwargs": {"value": 8}},
+        {"type": "expect_column_stdev_to_be_between", "kwargs": {"column": "creatinine", "min_value": 0.1}},
+    ]
+    rows = frame(table, study.study)
+
+    def results() -> list[tuple]:
+        expectations = gate.validate_suite(suite(*document), study.study)
+        return [(r.success, r.result) for r in gate._validated(rows, "mine", expectations)]
+
+    whole = results()
+    monkeypatch.setattr(gate, "MANY", 1)
+    assert results() == whole
+    monkeypatch.setattr(gate, "_lean", nullcontext)
+    assert results() == whole
+    assert [success for success, _ in whole].count(False) == 3
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------

@@ -107,6 +107,33 @@ def test_tables_of_text_alone_of_numbers_alone_and_of_nothing_have_keys() -> Non
 # ── csv ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_padding_is_kept_beside_the_columns_that_have_it(tmp_path: Path) -> None:
+    clean = load(write(tmp_path, "age,sex\n61,f\n7,m\n"), tmp_path, "north")
+    padded = load(write(tmp_path, "age,sex\n 61,f\n7,m\n"), tmp_path, "north")
+    assert (clean.written, list(padded.written)) == ({}, ["age"])
+    assert padded.written["age"].tolist() == [" 61", "7"]
+    assert padded.take(np.array([0])).written["age"].tolist() == [" 61"]
+    assert padded.fingerprint() == clean.fingerprint()
+    assert padded.row_keys().tolist() == clean.row_keys().tolist()
+
+
+def test_padding_is_kept_from_typed_sources_too(tmp_path: Path) -> None:
+    parquet.write_table(
+        pa.table({"sex": ["f ", None], "note": ["a", "b"], "age": [1.5, None]}), tmp_path / "rows.parquet"
+    )
+    with sqlite3.connect(tmp_path / "rows.db") as store:
+        store.execute("CREATE TABLE rows (sex, note, age)")
+        store.executemany("INSERT INTO rows VALUES (?, ?, ?)", [("f ", "a", 1.5), (None, "b", None)])
+    store.close()
+    for source in (
+        ParquetSource(path="rows.parquet"),
+        SqlSource(url="sqlite:///rows.db", query="SELECT sex, note, age FROM rows"),
+    ):
+        table = load(source, tmp_path, "north")
+        assert {name: cells.tolist() for name, cells in table.written.items()} == {"sex": ["f ", ""]}
+        assert table.columns["sex"].tolist() == ["f", ""]
+
+
 def test_csv_cells_stay_stripped_text(tmp_path: Path) -> None:
     table = load(write(tmp_path, '\ufeff age , sex,\n63.0,"No ",\n\n28,   ,NA\n'), tmp_path, "north")
     assert {name: list(column) for name, column in table.columns.items()} == {
