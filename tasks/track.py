@@ -16,7 +16,7 @@ from typing import Any
 
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
-from fedrounds.ledger import Entry, Ledger
+from fedrounds.ledger import Decision, Entry, Ledger
 from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note, version_note
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.model_folder import ModelFolder
@@ -117,8 +117,11 @@ class Projection:
 
     def project(self) -> int:
         """Write every visit that is not yet written; returns how many."""
-        pending = self.ledger.unprojected()
-        self._restore_champion(pending)
+        promoted = [decision for decision in self.ledger.promotions() if decision.promoted]
+        pending = (
+            self.ledger.unprojected()
+        )  # read after them: a visit that closes in between would pass for a written one
+        self._restore_champion(promoted, pending)
         if not pending:
             return 0
         if not self.seen:
@@ -241,7 +244,7 @@ class Projection:
         version = self.versions[record["scored"]]
         self.client.update_model_version(self.study.name, version, version_note(self.study, record))
 
-    def _restore_champion(self, pending: Sequence[int]) -> None:
+    def _restore_champion(self, promoted: Sequence[Decision], pending: Sequence[int]) -> None:
         """Once a run, before anything is written: put the alias back, and report it, if it is not where we left it.
 
         A projection that was killed may have moved it on to a champion of the visits that are still pending.
@@ -249,7 +252,6 @@ class Projection:
         if self.restored:
             return
         self.restored = True
-        promoted = [decision for decision in self.ledger.promotions() if decision.promoted]
         before = [decision for decision in promoted if decision.visit not in pending]
         if not before:
             return
