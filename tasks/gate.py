@@ -19,7 +19,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -372,15 +372,20 @@ def warm() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _folder(path: str, data: str | None, stamp: tuple[int, ...]) -> Folder:  # noqa: ARG001  the stamp tells a changed folder
+def _folder(path: str, data: str | None, stamp: tuple[Any, ...]) -> Folder:  # noqa: ARG001  the stamp tells a changed folder
     return folders.read(Path(path), Path(data) if data else None)
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    files = [
-        file for pattern in ("*.toml", "sites/*.toml", "expectations/*.json") for file in sorted(path.glob(pattern))
-    ]
-    return tuple(number for file in files for number in (file.stat().st_mtime_ns, file.stat().st_size))
+def _stamp(path: Path) -> tuple[Any, ...]:
+    """What changes when a file of the study does; with a thousand sites it is looked at a thousand times, so without a `Path` a file."""
+    found: list[tuple[str, int, int]] = []
+    for folder, ending in (("", ".toml"), ("sites", ".toml"), ("expectations", ".json")):
+        with suppress(FileNotFoundError), os.scandir(path / folder) as files:
+            for file in files:
+                if file.name.endswith(ending):
+                    about = file.stat()
+                    found.append((file.path, about.st_mtime_ns, about.st_size))
+    return tuple(sorted(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A skops file of a model whose parameters can be poured in anew, without skops and scikit-learn.
 
 A file is cast with parameters that occur nowhere else; where they are found in it, others can stand. Importing skops and dumping a model
-a round would be a fifth of a short run's work.
+a round would be a fifth of a short run's work beside a running server.
 """
 
 from __future__ import annotations

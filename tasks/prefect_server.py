@@ -231,7 +231,13 @@ def main() -> None:
             template.parent.mkdir(parents=True, exist_ok=True)
             _copy(database, template)
     _store_soon()
-    config = uvicorn.Config(create_app(final=True), log_config=None, lifespan="on", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        create_app(final=True),
+        log_config=None,
+        lifespan="on",
+        timeout_graceful_shutdown=1,
+        ws_per_message_deflate=False,  # a thousand small events over loopback: packing them costs both ends more than sending them
+    )
     ending.server = server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # it would answer Ctrl-C
     asyncio.run(_serve(server, socket.socket(fileno=int(sys.argv[1]))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class Remembered:
         self._folder, self._file = folder, file
         self._rules = folder.operations.gate.model_dump(mode="json", exclude={"suite", "rules"})
         self._kept = _read(file)
+        self._saved, self._new = 0.0, False
 
     def verdict(self, ward: Ward) -> Verdict | None:
         """The verdict on these very data by this very suite and these rules, if there is one, and today where the suite counts days."""
@@ -38,8 +40,16 @@ class Remembered:
             raise changed(ward.name)
         found = {key: answer[key] for key in ("verdict", "aside", "day")}
         self._kept[ward.name] = {**self._kept.get(ward.name, {}), **self._about(ward), **found}
-        _write(self._file, self._kept)
+        self._new = True
+        if time.monotonic() > self._saved + 1:  # a file of all sites is not written for each of a thousand
+            self.save()
         return from_json(answer["verdict"])
+
+    def save(self) -> None:
+        """Write down what is new; what a dying process had not yet written is judged again."""
+        if self._new:
+            _write(self._file, self._kept)
+            self._saved, self._new = time.monotonic(), False
 
     def set_aside(self, ward: Ward) -> None:
         """Leave out the rows that the site's verdict sets aside. Their numbers are the site's own and go nowhere."""

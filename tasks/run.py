@@ -25,13 +25,15 @@ from fedrounds.tasks.acts import present, ungated
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
+from fedrounds.tasks.gates import Gates
 from fedrounds.tasks.record import as_row, record
 from fedrounds.tasks.remembered import Remembered
 from fedrounds.tasks.verdict import Verdict, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
 from fedrounds.tasks.withheld import withheld
 
-ALONE = 32  # sites up to which each has tasks of its own; above, so many tasks carry batches of them
+ALONE = 32  # sites up to which each has tasks of its own
+BATCHES = 8  # tasks that carry the sites between them where there are more, at most ALONE each: a task costs more than a small site's training
 COMPARED = 64  # sites up to which each also trains alone, to compare with
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -91,9 +93,9 @@ class Run:
         self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
         self.target = folder.operations.rounds  # rounds that this run goes to
         self.flow_run, self.tasks = "", 0  # Prefect's id of this run, and how many tasks it made
-        self.gates = Remembered(folder, state.verdicts)  # what the sites remember
+        self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
-        self._gate: Child | None = None
+        self._gates = Gates(folder, state.log, QUIET)
         self._track: Child | None = None
         self._tracking: Any = None
 
@@ -106,24 +108,19 @@ class Run:
             self.track()  # opens MLflow's database, which takes its time too
         for name, ward in self.wards.items():
             if ward.fingerprint and name not in self._asked and self.remembered(ward) is None:
-                self._asked[name] = self._ask_gate(ward)
-
-    def gate(self) -> Child:
-        if self._gate is None or self._gate.over:
-            self._gate = Child("fedrounds.tasks.gate", self.place.log, QUIET)
-        return self._gate
+                self._asked[name] = self._gates.ask(ward)
 
     def close(self) -> None:
-        for child in (self._gate, self._track):
-            if child is not None:
-                child.kill()
+        self._gates.kill()
+        if self._track is not None:
+            self._track.kill()
 
     # --- sites --------------------------------------------------------------------------------------------------------
 
     def groups(self, sites: Sequence[str]) -> list[Group]:
         """The sites in tasks: one each, or in batches when there are many."""
         wards = [self.wards[name] for name in sites]
-        size = 1 if len(wards) <= ALONE else -(-len(wards) // ALONE)
+        size = 1 if len(wards) <= ALONE else min(ALONE, -(-len(wards) // BATCHES))
         return [Group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
 
     @property
@@ -134,23 +131,19 @@ class Run:
 
     def remembered(self, ward: Ward) -> Verdict | None:
         """The site's verdict on these very data by this very suite, if it has one: a gate is run again only when either changed."""
-        return self.gates.verdict(ward)
+        return self.memory.verdict(ward)
 
     def ask_gate(self, ward: Ward) -> Any:
         """A future of the gate helper's answer for a site, which `warm_up` may have asked for already."""
-        return self._asked.pop(ward.name, None) or self._ask_gate(ward)
-
-    def _ask_gate(self, ward: Ward) -> Any:
-        data = None if self.folder.data == self.folder.path else str(self.folder.data)
-        request = {"folder": str(self.folder.path), "data": data, "site": ward.name, "problem": ward.problem}
-        return self.gate().call(request)
+        return self._asked.pop(ward.name, None) or self._gates.ask(ward)
 
     def judge(self, ward: Ward, answer: dict[str, Any]) -> Verdict:
         """Remember what the gate found, at the site."""
-        return self.gates.keep(ward, answer)
+        return self.memory.keep(ward, answer)
 
     def admit(self, verdicts: dict[str, Verdict]) -> None:
         """Apply the gate's policy. Raises GateHalt or QuorumError; both are recorded in the ledger first."""
+        self.memory.save()
         before = {site: kept.verdict for site, kept in self.ledger.verdicts().items()}
         self.verdicts = verdicts
         self.new_verdicts = {

@@ -42,7 +42,7 @@ async def _verdict(run: Run, ward: Ward) -> Verdict:
     if verdict is None:
         verdict = run.judge(ward, await asyncio.wrap_future(run.ask_gate(ward)))
     if ward.fingerprint:
-        run.gates.set_aside(ward)
+        run.memory.set_aside(ward)
     return (
         broken(ward.name, ward.problem, run.folder.operations.gate.policy)
         if verdict.passed and ward.problem

@@ -175,7 +175,7 @@ def admitted(run) -> None:
             answer = {"verdict": to_json(judged.verdict), "aside": judged.aside, "day": judged.day}
             run.judge(ward, answer | {"fingerprint": table.fingerprint()})
         if ward.fingerprint:
-            run.gates.set_aside(ward)
+            run.memory.set_aside(ward)
     run.admit({name: run.remembered(ward) for name, ward in run.wards.items()})
 
 
@@ -339,7 +339,7 @@ def test_rows_set_aside_neither_train_nor_judge_and_are_written_nowhere(study, t
         ward = again.wards["north"]
         ward.load(strict=False)
         assert again.remembered(ward).quarantined is None
-        again.gates.set_aside(ward)
+        again.memory.set_aside(ward)
         assert (ward.cohort.patients, ward.problem) == (298, "")
 
 

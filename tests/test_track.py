@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -239,3 +240,26 @@ def test_an_alias_that_waits_for_a_killed_projector_is_no_report(tracked):
     forget(tracked.folder, after=last.visit - 1)
     assert projected(tracked.folder).reports == []
     assert tracked.client.get_registered_model("toy").aliases == {"champion": wanted}
+
+
+def test_a_visit_that_closes_while_the_projector_looks_is_not_taken_for_written(tracked, tmp_path):
+    shutil.copy(tracked.folder / "mlruns" / "toy" / "ledger.db", tmp_path / "ledger.db")
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger:
+        ledger.execute("delete from projected")
+        ledger.commit()
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        decisions, waiting = ledger.promotions(), ledger.unprojected()
+        assert max(decision.visit for decision in decisions if decision.promoted) > 2  # so that it matters
+        looks = [2]  # at the first look two visits had closed, at later ones all
+
+        def closed(visits):
+            last = looks.pop() if looks else LAST + 9
+            return [visit for visit in visits if getattr(visit, "visit", visit) <= last]
+
+        ledger.promotions, ledger.unprojected = lambda: closed(decisions), lambda: closed(waiting)
+        projection = Projection(ledger, tmp_path)
+        assert projection.project() == len(waiting)
+        assert projection.reports == []
+        rounds = [decision.round for decision in decisions if decision.promoted]
+        found = projection.client.get_registered_model("toy").aliases
+        assert found == {"champion": projection.versions[rounds[-1]]}

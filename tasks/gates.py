@@ -1,0 +1,43 @@
+"""The helper processes that judge sites' rows: one, and a second where many sites wait."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from fedrounds.tasks.child import Child
+from fedrounds.tasks.folder import Folder
+from fedrounds.tasks.ward import Ward
+
+MANY = 200  # sites from which a second helper pays: below, its import takes longer than it spares
+
+
+class Gates:
+    """Helpers that start when they are first asked, and are asked in turn.
+
+    Args:
+        log: where they say what goes wrong.
+    """
+
+    def __init__(self, folder: Folder, log: Path, env: Mapping[str, str]) -> None:
+        self._folder, self._log, self._env = folder, log, env
+        self._helpers: list[Child | None] = [None] * (2 if len(folder.sites) >= MANY else 1)
+        self._turns = itertools.cycle(range(len(self._helpers)))
+
+    def ask(self, ward: Ward) -> Future[dict[str, Any]]:
+        """A future of what the gate finds at a site. A helper that died is replaced by a new one."""
+        turn = next(self._turns)
+        helper = self._helpers[turn]
+        if helper is None or helper.over:
+            self._helpers[turn] = helper = Child("fedrounds.tasks.gate", self._log, self._env)
+        data = None if self._folder.data == self._folder.path else str(self._folder.data)
+        request = {"folder": str(self._folder.path), "data": data, "site": ward.name, "problem": ward.problem}
+        return helper.call(request)
+
+    def kill(self) -> None:
+        for helper in self._helpers:
+            if helper is not None:
+                helper.kill()
