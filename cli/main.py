@@ -94,6 +94,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.status import status
 
             return status(arguments.dir, arguments.state, arguments.json)
+        case "report":
+            from fedrounds.cli.report import report
+
+            return report(arguments.dir, arguments.state, arguments.out, arguments.json)
         case _:
             from fedrounds.cli.ui import ui
 
@@ -126,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
     run.add_argument("--fresh", action="store_true", help="start anew; what was there is set aside")
     status = command("status", "where the study stands")
+    report = command("report", "write the study as one page, to read and to print: report.html")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the study's ledger")
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
@@ -133,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, status, ui):
+    for made in (check, run, status, report, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

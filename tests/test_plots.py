@@ -10,7 +10,8 @@ from itertools import combinations
 
 import pytest
 
-from fedrounds.reports import calibration, card, plots, rounds
+from fedrounds.reports import calibration, card, plots
+from fedrounds.reports.words import spread
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = {"study": "uci-heart", "metric_name": "AUC (0 to 1)"}
@@ -182,9 +183,9 @@ def test_the_wilson_interval_of_five_of_ten():
 
 
 def test_labels_are_spread_in_order_and_stay_inside():
-    assert rounds._spread([0.5, 0.5, 0.5], 0.25) == [0.5, 0.75, 1.0]
-    assert rounds._spread([1.0, 0.9], 0.25) == [1.0, 0.75]
-    assert rounds._spread([0.1, 0.9], 0.25) == [0.1, 0.9]
+    assert spread([0.5, 0.5, 0.5], 0.25) == [0.5, 0.75, 1.0]
+    assert spread([1.0, 0.9], 0.25) == [1.0, 0.75]
+    assert spread([0.1, 0.9], 0.25) == [0.1, 0.9]
 
 
 def test_series_of_unequal_length_are_refused_by_name():
