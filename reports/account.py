@@ -171,8 +171,12 @@ def decisions(of: Evidence) -> Markup | None:
         extra = extra or bool(paired)
         outcome = own.get("outcome") or ("promoted" if decision.promoted else "kept")
         interval = "–" if not paired else f"{plain(paired['mean'])} ({plain(paired['low'])} to {plain(paired['high'])})"
-        mark = f"{'▲' if outcome == 'promoted' else '–' if outcome == 'kept' else '…'} {outcome}"
-        rows.append((str(decision.round), when(visit.committed) if visit else "", mark, interval, decision.reason))
+        mark = tag(
+            "span", f"{'▲' if outcome == 'promoted' else '–' if outcome == 'kept' else '…'} {outcome}", class_="whole"
+        )
+        rows.append(
+            (str(decision.round), tag("time", when(visit.committed)) if visit else "", mark, interval, decision.reason)
+        )
     head = ("Round", "When", "Outcome", "Paired difference of the loss", "Reason")
     keep = [0, 1, 2, *([3] if extra else []), 4]
     caption = "Every decision, the latest first"

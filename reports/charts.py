@@ -232,13 +232,12 @@ def coefficients(columns: Sequence[tuple[str, float]], *, odds: bool, axis: str)
     return svg.picture("coefficients", W, bottom + 52, axis, says, tag("defs", hatch), drawn)
 
 
-def named(column: Coefficient, odds: bool) -> str:
+def named(column: Coefficient) -> str:
     """A bar's name: what the change is per.
 
-    >>> named(Coefficient("age", "years", None, (0.1,), None, 9.43), True)
+    >>> named(Coefficient("age", "years", None, (0.1,), None, 9.43))
     'age (per 9.4 years)'
     """
-    del odds
     if column.level is not None:
         return f"{column.feature} = {column.level}"
     unit = column.unit.split(",")[0].strip()

@@ -94,7 +94,7 @@ def coefficients(of: Evidence) -> Markup | None:
         return _by_class(of)
     odds = kind == "logistic"
     unit = getattr(of.study.target, "unit", "") or f"'{of.study.target.column}'"
-    bars = [(charts.named(column, odds), _standing(column)) for column in found.columns]
+    bars = [(charts.named(column), _standing(column)) for column in found.columns if not _unmet(column)]
     axis = (
         "odds ratio (1: no effect), per standard deviation or level"
         if odds
@@ -109,7 +109,7 @@ def coefficients(of: Evidence) -> Markup | None:
         row: list[object] = [_label(column), _per(of, column), plain(value)]
         if odds:
             row += [
-                ratio(value if column.centred is None else column.centred[0]),
+                "–" if _unmet(column) else ratio(value if column.centred is None else column.centred[0]),
                 per,
                 ratio(_standing(column)) if per != "–" else "–",
             ]
@@ -119,7 +119,7 @@ def coefficients(of: Evidence) -> Markup | None:
     change = "Change of the log-odds" if odds else f"Change of {unit}"
     head = [
         "Feature",
-        "Per",
+        "Per unit, or level",
         change,
         *(["Odds ratio"] if odds else []),
         "Standard deviation",
@@ -139,7 +139,7 @@ def _by_class(of: Evidence) -> Markup:
     body += [(_label(column), _per(of, column), *map(plain, column.values)) for column in found.columns]
     caption = f"The model of round {of.shown} on the original scale, a column a class: only differences between classes mean something"
     notes = [tag("p", note, class_="soft") for note in _notes(of)]
-    return tag("div", table(("Feature", "Per", *found.classes), body, caption, words=(1,)), notes)
+    return tag("div", table(("Feature", "Per unit, or level", *found.classes), body, caption, words=(1,)), notes)
 
 
 def _standing(column: Coefficient) -> float:
@@ -147,6 +147,11 @@ def _standing(column: Coefficient) -> float:
     if column.level is None:
         return column.values[0] * column.scale
     return column.values[0] if column.centred is None else column.centred[0]
+
+
+def _unmet(column: Coefficient) -> bool:
+    """Whether it is a column for unstated levels that no patient of the training had: it never moved from 0."""
+    return column.level == "other" and not any(column.values)
 
 
 def _label(column: Coefficient) -> str:
@@ -157,9 +162,12 @@ def _per(of: Evidence, column: Coefficient) -> str:
     if column.level is None:
         return column.unit or "1"
     assert of.coefficients is not None
-    if column.feature in of.coefficients.reference:
-        return f"against {of.coefficients.reference[column.feature]}"
-    return "against the average level"
+    reference = of.coefficients.reference.get(column.feature)
+    against = "the average level" if reference is None else reference
+    first = next(
+        it for it in of.coefficients.columns if it.feature == column.feature
+    )  # says the unit for all its levels
+    return f"against {against}{f' ({column.unit})' if column.unit and column is first else ''}"
 
 
 def _notes(of: Evidence) -> list[str]:
@@ -170,7 +178,8 @@ def _notes(of: Evidence) -> list[str]:
     if any(column.centred for column in of.coefficients.columns):
         found.append(
             "A feature with a column for every level has no reference: any constant could move between its levels and the intercept. Its change is"
-            " the model's own, its odds ratio and its bar are against the average of its stated levels; 'other' is whatever was not stated."
+            " the model's own, its odds ratio and its bar are against the average of its stated levels."
+            " 'other' is whatever was not stated; it is 0 if no patient had it."
         )
     if any(column.level is None and column.scale == 1 for column in of.coefficients.columns):
         found.append("Numbers without a standard deviation were not standardised.")

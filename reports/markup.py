@@ -64,7 +64,7 @@ def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], caption: str, *, w
         for first, *rest in rows
     ]
     heads = tag("tr", [cell("th", at, value, "col") for at, value in enumerate(head)])
-    drawn = tag("table", tag("caption", caption), tag("thead", heads), tag("tbody", body))
+    drawn = tag("table", tag("caption", tag("span", caption)), tag("thead", heads), tag("tbody", body))
     return tag("div", drawn, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 

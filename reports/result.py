@@ -64,7 +64,7 @@ def asked(of: Evidence) -> Markup:
     rows = (
         f"the rows that column '{judge.fold}' names"
         if judge.fold
-        else f"{judge.fraction:.0%} of each hospital's patients"
+        else f"{100 * judge.fraction:.3g} % of each hospital's patients"
     )
     algorithm = study.algorithm
     facts = [
@@ -167,7 +167,7 @@ def _against_alone(of: Evidence) -> str:
         return ""
     better, worse = [s for s in gains if gains[s] > 0], [s for s in gains if gains[s] < 0]
     told = len(gains) + same
-    said = f"Against a model of its own, it is better at {len(better)}, worse at {len(worse)} and not told apart at {same} of {told} hospitals"
+    said = f"Against a model of its own, it is better at {len(better)}, worse at {len(worse)} and too close to tell at {same} of {told} hospitals"
     if worse:
         most = min(worse, key=lambda site: gains[site])
         said += f"; it loses most at {most} ({figure(gains[most], signed=True)})"
@@ -214,7 +214,7 @@ def _every_round(of: Evidence) -> Markup:
                 figure(scored.get(of.metric), 4),
                 size(sum(site["bytes_in"] for site in sites)) if visit else "–",
                 size(sum(site["bytes_out"] for site in sites)) if visit else "–",
-                figure(visit.committed - visit.started, 1) if visit else "–",
+                figure(visit.committed - visit.started, 2) if visit else "–",
             )
         )
     head = (

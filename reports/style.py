@@ -47,6 +47,8 @@ figure .scroll{max-height:none;margin:0}
 .scroll:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 table{border-collapse:collapse;font-size:.9rem;min-width:100%}
 caption{text-align:left;font-size:.88rem;padding:0 0 .4rem}
+caption span{display:inline-block;max-width:min(46rem,calc(100vw - 2.6rem));position:sticky;left:0}
+time,.whole{white-space:nowrap}
 th,td{padding:.32rem .7rem .32rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--faint);font-weight:400;
   overflow-wrap:anywhere;min-width:4.2rem}
 thead th{color:var(--soft);font-weight:600;position:sticky;top:0;background:var(--paper);vertical-align:bottom;overflow-wrap:normal}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def put(file: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(file)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         raise StateError(
             f"expected to write the report to {file}, found: {error.strerror}: choose another place with --out"
         ) from None
