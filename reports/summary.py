@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fedrounds.core.evaluate import HEADLINE, LOSS, calibration
+from fedrounds.core.evaluate import HEADLINE, LOSS
 from fedrounds.core.study import Study
 from fedrounds.reports import plots as draw
+from fedrounds.reports.groups import groups
 
 AXIS = {
     "auc": "AUC (0 to 1)",
@@ -97,17 +98,6 @@ def round_note(record: Mapping[str, Any]) -> str:
     return "\n".join(parts)[:MOST]
 
 
-def version_note(study: Study, record: Mapping[str, Any]) -> str:
-    """What MLflow shows of a version, once its model is scored."""
-    wanted = (LOSS[study.target.kind], headline(study))
-    scores = ", ".join(f"{title(key)} {record['metrics'][key]:.4f}" for key in wanted if key in record["metrics"])
-    reason = record["decision"]["reason"]
-    return (
-        f"Round {record['scored']}: {scores} on the validation patients of {len(record['sites'])} sites. "
-        f"{reason[:1].upper()}{reason[1:]}."
-    )
-
-
 def last_scores(visits: Sequence[Any]) -> Mapping[str, Any] | None:
     """The latest record that scored a model."""
     return next((visit.record for visit in reversed(visits) if visit.record["scored"] is not None), None)
@@ -157,12 +147,15 @@ def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, 
     return "\n".join(rows) + f"\n\n{READING}\n"
 
 
-def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:
-    """What MLflow shows beside the lineage's run."""
+def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], place: str = "") -> str:
+    """What MLflow shows beside the lineage's run; `place` is the address of the run's artifacts in MLflow's pages."""
     record = last_scores(visits) or {}
     rounds = max((visit.round for visit in visits), default=0)
     champion, reason = record.get("champion"), (record.get("decision") or {}).get("reason", "")
     parts = [
+        f"**[Open the report]({place}/report.html)** · [model card]({place}/model_card.md) · [rounds]({place}/plots/rounds.png)"
+        if place
+        else "",
         study_note(study),
         f"{rounds} rounds. {_result(study, record, baselines)} "
         + (f"Champion: **round {champion}**." if champion else "No champion yet."),
@@ -222,9 +215,13 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
             sites, local, federated, pooled, metric_name=AXIS[metric], study=study.name, patients=patients
         )
     if study.target.kind == "binary" and records[-1]["metrics"].get("n"):
-        predicted, observed, rows = calibration(np.array(records[-1]["histogram"])[0])
+        shown = groups(np.array(records[-1]["histogram"])[0])
         found["calibration"] = draw.calibration(
-            predicted.tolist(), observed.tolist(), rows.tolist(), study=study.name, round=steps[-1]
+            [group.predicted for group in shown],
+            [group.observed for group in shown],
+            [group.rows for group in shown],
+            study=study.name,
+            round=steps[-1],
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The report of a ledger: what it holds is read once, and becomes a page, a card and a summary. No MLflow and no Prefect in here."""
+"""The report of a ledger: what it holds is read once, and becomes a page and a card. No MLflow and no Prefect in here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fedrounds.core.errors import StateError
 from fedrounds.core.plan import build
 from fedrounds.ledger import Ledger
 from fedrounds.reports.evidence import Evidence
+from fedrounds.reports.model_card import card
 from fedrounds.reports.page import html
 
 SOFTWARE = ("fedrounds", "numpy", "scipy", "scikit-learn", "prefect", "mlflow", "great-expectations")
@@ -53,6 +54,15 @@ def write(ledger: Ledger, file: Path) -> Evidence:
     found = evidence(ledger)
     put(file, html(found))
     return found
+
+
+def publish(ledger: Ledger, folder: Path) -> None:
+    """Write report.html, and the card of the model that it shows, among a run's artifacts."""
+    found = write(ledger, folder / "report.html")
+    if found.shown is not None and found.shown in found.scored:
+        trained = found.trained.get(found.shown)
+        made, model = (trained.record, trained.model) if trained else (None, found.scored[found.shown].base)
+        put(folder / "model_card.md", card(found.study, found.record, made, lineage=found.lineage, model=model))
 
 
 def put(file: Path, text: str) -> None:

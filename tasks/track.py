@@ -10,16 +10,19 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
-from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note, version_note
+from fedrounds.reports.model_card import card, summary
+from fedrounds.reports.summary import SHOWN, model_note, note, round_note, study_note
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.model_folder import ModelFolder
+from fedrounds.tasks.plain import flat, numbers, write_parameters
+from fedrounds.tasks.report import publish, put
 
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
@@ -46,6 +49,7 @@ class Projection:
         self.points: defaultdict[str, list[Any]] = defaultdict(list)  # what a run is about -> metrics not yet written
         # (metrics or training, round) -> the visit that first had them of its model
         self.first: dict[tuple[str, int], int] = {}
+        self.trained: dict[int, Entry] = {}  # round -> the visit that trained it
         self.seen = 0
         self.restored = False
         self.reports: list[str] = []  # what was put right that somebody else had changed
@@ -124,6 +128,8 @@ class Projection:
         if not self.seen:
             self._open_lineage()
         for entry in self.ledger.visits(after=self.seen, limit=pending[-1] - self.seen):
+            if entry.ask == "train":
+                self.trained[entry.round] = entry
             for what in ("metrics", "training"):
                 if entry.record[what]:
                     self.first.setdefault((what, entry.record["scored"]), entry.visit)
@@ -142,7 +148,7 @@ class Projection:
         run = self.run("lineage", self.lineage.created)
         params = [
             Param(key, str(value)[:500])
-            for key, value in _flat(self.study.model_dump(mode="json", exclude={"features"}))
+            for key, value in flat(self.study.model_dump(mode="json", exclude={"features"}))
         ]
         self.client.log_batch(run, params=params[:100])
         self.client.log_dict(run, self.study.model_dump(mode="json"), "study.json")
@@ -202,7 +208,7 @@ class Projection:
         folder = self.artifacts / run / "artifacts"
         folder.mkdir(parents=True, exist_ok=True)
         self.template.write(state, run, folder / "model")
-        _write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
+        write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
         (folder / "verdicts.json").write_text(
             json.dumps({kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}, indent=2)
         )
@@ -225,7 +231,7 @@ class Projection:
     def _sites(self, entry: Entry, when: int) -> None:
         sites: Mapping[str, Any] = entry.record["sites"]
         if len(sites) > MOST_SITE_RUNS:
-            rows = [{"site": name, **_numbers(site)} for name, site in sites.items()]
+            rows = [{"site": name, **numbers(site)} for name, site in sites.items()]
             table = {key: [row.get(key) for row in rows] for key in sorted({key for row in rows for key in row})}
             self.client.log_dict(self.runs["lineage"], table, f"sites/visit_{entry.visit:05d}.json")
             return
@@ -238,8 +244,13 @@ class Projection:
 
     def _decision(self, record: Mapping[str, Any]) -> None:
         """What a version's page says: how its model scored, and why it became champion or did not."""
-        version = self.versions[record["scored"]]
-        self.client.update_model_version(self.study.name, version, version_note(self.study, record))
+        round, trained = record["scored"], self.trained[record["scored"]]
+        self.client.update_model_version(
+            self.study.name, self.versions[round], summary(self.study, record, trained.record)
+        )
+        if record["decision"]["promote"]:
+            told = card(self.study, record, trained.record, lineage=self.lineage.lineage, model=trained.model)
+            put(self.artifacts / self.runs[f"round {round}"] / "artifacts" / "model_card.md", told)
 
     def _restore_champion(self, pending: Sequence[int]) -> None:
         """Once a run, before anything is written: put the alias back, and report it, if it is not where we left it.
@@ -285,12 +296,15 @@ class Projection:
     # --- the end of a run ---------------------------------------------------------------------------------------------
 
     def finish(self, plots: Path) -> None:
-        """The plots that lie beside the ledger, the note that MLflow shows beside the run, and the run's end."""
+        """The report, its model's card, the plots that lie beside the ledger, the note beside the run, and the run's end."""
         run = self.runs["lineage"]
         entries = self.ledger.visits()
         table = self.ledger.noted("baselines") or {}
-        shutil.copytree(plots, self.artifacts / run / "artifacts" / "plots", dirs_exist_ok=True)
-        self.client.set_tag(run, "mlflow.note.content", note(self.study, entries, table))
+        folder = self.artifacts / run / "artifacts"
+        shutil.copytree(plots, folder / "plots", dirs_exist_ok=True)
+        publish(self.ledger, folder)
+        place = f"#/experiments/{self.experiment}/runs/{run}/artifacts"
+        self.client.set_tag(run, "mlflow.note.content", note(self.study, entries, table, place))
         for about, made in self.runs.items():
             if about == "lineage" or about.startswith("site "):
                 self.client.set_terminated(made, end_time=int(entries[-1].committed * 1000))
@@ -335,30 +349,6 @@ def _save(plan: Plan, model: Any, folder: Path) -> None:
         pyfunc_predict_fn=predict,
         pip_requirements=[f"{name}=={version(name)}" for name in ("scikit-learn", "skops", "numpy", "pandas")],
     )
-
-
-def _write_parameters(file: Path, parts: Mapping[str, Any]) -> None:
-    import numpy as np
-
-    np.savez(file, **parts)
-
-
-def _numbers(site: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **site.get("metrics", {}),
-        **site.get("training", {}),
-        "bytes_out": site["bytes_out"],
-        "bytes_in": site["bytes_in"],
-    }
-
-
-def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested settings as MLflow parameters: `algorithm.local.rate`."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else key)
-    elif value not in (None, "", []):
-        yield name, value
 
 
 def _warm() -> None:

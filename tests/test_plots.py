@@ -10,7 +10,8 @@ from itertools import combinations
 
 import pytest
 
-from fedrounds.reports import calibration, card, plots
+from fedrounds.reports import card, plots
+from fedrounds.reports.groups import wilson
 from fedrounds.reports.words import spread
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -177,7 +178,7 @@ def test_a_name_with_dollars_is_a_name_and_not_a_formula(figures):
 
 
 def test_the_wilson_interval_of_five_of_ten():
-    low, high = calibration._wilson(0.5, 10)
+    low, high = wilson(0.5, 10)
     assert low == pytest.approx(0.2366, abs=1e-4)
     assert high == pytest.approx(0.7634, abs=1e-4)
 

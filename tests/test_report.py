@@ -1,4 +1,4 @@
-"""report.html: everything that a ledger tells, as text and never as markup, asking nothing of a network, the same bytes for the same ledger."""
+"""report.html and the model's card: all that a ledger tells, as text and never as markup, nothing asked of a network, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from fedrounds.core.coefficients import on_original_scale
 from fedrounds.core.plan import build
 from fedrounds.core.study import Study
 from fedrounds.ledger import Decision, Ledger, Verdict
+from fedrounds.reports.account import NOT_FOR_USE
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import auc_interval, groups
 from fedrounds.reports.markup import VOID
+from fedrounds.reports.model_card import MOST, card, summary
 from fedrounds.reports.page import html
 from fedrounds.reports.style import DARK, LIGHT
 from fedrounds.reports.words import SMALLEST
@@ -400,3 +402,61 @@ def test_it_needs_a_ledger_and_a_place_to_write(new_study, toy_study, program, t
     assert under.returncode == 15
     assert "expected to write the report" in under.stderr
     assert len(under.stderr.splitlines()) == 1
+
+
+# --- the model's card ------------------------------------------------------------------------------------------------------
+
+SITES = {"east": 0.8, "north": 0.7, "west": None}
+
+
+def scored(**more):
+    return record(3, SITES, decision={"promote": True, "reason": "promoted: the loss fell by 0.1"}, **more)
+
+
+def test_the_summary_says_purpose_data_scores_gates_reason_limits_and_what_it_is_not_for():
+    said = summary(study(), scored(), record(2, SITES, excluded={"south": "failed 1 of 18 checks — age: 12 of 30"}))
+    assert said.startswith(
+        "Round 3: log-loss 0.5000, AUC 0.8000 (±0.0040 by its histograms) on the validation patients of 3 sites. "
+        "Promoted: the loss fell by 0.1.\n\nPurpose: Who comes back?\n\n"
+        "Data: trained on 360 patients (east 120, north 120 and west 120), judged on 120 others."
+    )
+    assert "AUC from 0.700 at north to 0.800 at east; not judged: west." in said
+    assert "Calibration: the outcome happened 0.97 times as often as predicted." in said  # 50 of 33/6 + 30/2 + 37 * 5/6
+    assert "95 % interval of the AUC: {:.3f} to {:.3f}.".format(*auc_interval(0.8, 50, 50)) in said
+    assert "Gates: south kept out: failed 1 of 18 checks — age: 12 of 30." in said
+    assert said.endswith(f"Not for use: {NOT_FOR_USE}")
+
+
+@pytest.mark.parametrize("length", [0, 3000, 4400, 4500, 20_000])
+def test_the_summary_keeps_to_its_characters_and_to_its_last_words(length):
+    reason = {f"site-{i:03d}": "x" * length for i in range(200)}
+    long = record(3, dict.fromkeys(reason, 0.8), decision={"promote": False, "reason": "k" * length}, warned=reason)
+    said = summary(study(title="t" * length, note="n" * length), long, long)
+    assert len(said) <= MOST == 4500
+    assert said.endswith(NOT_FOR_USE)
+
+
+def test_a_model_without_any_score_is_told_without_one():
+    bare = record(1, {"a": None}, metrics={"n": 0.0}, histogram=[], decision={"promote": True, "reason": "first"})
+    bare["sites"]["a"]["metrics"] = {"n": 0.0}
+    assert summary(study(), bare).startswith("Round 1: no score on the validation patients of 1 site. First.")
+    assert "| a | 120 | 0 | – | – | 1.2 kB |" in card(study(), bare, bare, lineage="l", model="m")
+
+
+def test_the_card_has_every_hospital_the_dictionary_and_the_digests_and_escapes_names():
+    features = [{"type": "number", "name": EVIL, "unit": "a|b", "missing": [-9]}]
+    of = study(features=features, title=EVIL)
+    said = card(of, scored(), record(2, SITES), lineage="ee" * 16, model="ab" * 32)
+    assert said == card(of, scored(), record(2, SITES), lineage="ee" * 16, model="ab" * 32)
+    assert "| east | 120 | 40 | 0.800 | 0.500 | 1.2 kB |" in said
+    assert "| &lt;b&gt;&amp;\"' | number | a\\|b | -9 |" in said
+    assert f"- Model digest: `{'ab' * 32}`" in said
+    assert "<b>" not in said
+
+
+def test_counts_of_few_patients_are_not_told():
+    few = scored()
+    few["sites"]["east"]["training"]["patients"] = 7.0
+    few["sites"]["east"]["metrics"]["n"] = 3.0
+    assert "east fewer than 10" in summary(study(), few, few)
+    assert "| east | fewer than 10 | fewer than 10 |" in card(study(), few, few, lineage="l", model="m")
