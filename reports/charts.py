@@ -101,7 +101,10 @@ def sites(
     """
     kept = rows[:MOST_ROWS]
     labels = [f"{short(name, 22)} ({said})" for name, said, *_ in kept]
-    notes = [_lost(values[:3]) for _, _, *values in kept]
+    told = [
+        any(row[k] is not None for row in kept) for k in (2, 3, 4)
+    ]  # a kind of model that no site has needs no word at each
+    notes = [_lost(values[:3], told) for _, _, *values in kept]
     left = 12 + max(map(svg.wide, labels))
     right = W - 12 - max(map(svg.wide, notes), default=0)
     step, top = (26 if len(kept) <= 12 else 19), 44.0
@@ -109,7 +112,7 @@ def sites(
     values = [number(v) for _, _, *three, error in kept for v in three]
     ends = [number(f) + side * number(error) for _, _, _, f, _, error in kept for side in (-1, 1) if error is not None]
     x = svg.around([*values, *ends], left, right)
-    drawn: list[object] = [_legend(left)]
+    drawn: list[object] = [_legend(left, told)]
     drawn += svg.grid_x(x, top, bottom)
     for i, (name, _, *three, error) in enumerate(kept):
         y = top + step * (i + 0.5)
@@ -129,21 +132,32 @@ def sites(
     which = (
         f"The {MOST_ROWS} largest of {len(rows)} hospitals" if len(rows) > MOST_ROWS else count(len(rows), "hospital")
     )
-    says = f"{which}, the largest on top. Ring: the hospital's own model. Disc: the federated model"
+    says = (
+        f"{which}, the largest on top. "
+        + ("Ring: the hospital's own model. " if told[0] else "")
+        + "Disc: the federated model"
+    )
     says += ", with the largest possible error of its area. " if any(error for *_, error in kept) else ". "
-    says += "Bar: one pool of all rows, which only a simulation can know."
+    says += "Bar: one pool of all rows, which only a simulation can know." if told[2] else ""
     return svg.picture("sites", W, bottom + 52, f"{metric_name} at each hospital", says, drawn)
 
 
-def _lost(values: Sequence[float | None]) -> str:
-    gone = [name for name, v in zip(("alone", "federated", "pooled"), values, strict=True) if math.isnan(number(v))]
-    return "not measured" if len(gone) == 3 else f"no {', '.join(gone)}" if gone else ""
+def _lost(values: Sequence[float | None], told: Sequence[bool]) -> str:
+    kinds = zip(("alone", "federated", "pooled"), values, told, strict=True)
+    gone = [math.isnan(number(value)) for _, value, told_of in kinds if told_of]
+    if gone and all(gone):
+        return "not measured"
+    names = [name for name, told_of in zip(("alone", "federated", "pooled"), told, strict=True) if told_of]
+    lost = [name for name, absent in zip(names, gone, strict=True) if absent]
+    return f"no {', '.join(lost)}" if lost else ""
 
 
-def _legend(left: float) -> Markup:
+def _legend(left: float, told: Sequence[bool]) -> Markup:
     y, x = 18.0, left
     parts: list[object] = []
-    for look, name in (("own", "alone"), ("ours", "federated"), ("pool", "pooled")):
+    for (look, name), told_of in zip((("own", "alone"), ("ours", "federated"), ("pool", "pooled")), told, strict=True):
+        if not told_of:
+            continue
         mark = (
             svg.line(x + 6, y - 8, x + 6, y + 8, "pool")
             if look == "pool"
@@ -248,7 +262,7 @@ def heatmap(
     key: str, found: Mapping[str, Mapping[str, float | None]], warn: float, hold: float, *, title: str
 ) -> Markup:
     """Sites by features, shaded by PSI; a triangle above the warning, a square above the limit that holds the study."""
-    features = sorted({feature for row in found.values() for feature in row})
+    features = list(dict.fromkeys(feature for row in found.values() for feature in row))
     labels, heads = [short(site, 22) for site in found], [short(feature, 18) for feature in features]
     left = 12 + max(map(svg.wide, labels), default=0)
     cell = min(44.0, max(18.0, (W - left - 60) / max(len(features), 1)))

@@ -29,6 +29,8 @@ def markdown(study: Study, record: Mapping[str, Any], number: int, target: int) 
     if rows:
         loss = figure(record["training"].get("train_loss"), 4)
         parts[-1] += f": {count(len(sites), 'hospital')} trained on {shown(rows)} patients, training loss {loss}."
+    elif number:
+        parts[-1] += ": closed. This visit scored its model."
     if metrics.get("n"):
         parts.append(
             f"The model of round {scored}, on {shown(metrics['n'])} validation patients: {_scores(study, metrics)}."
@@ -55,7 +57,7 @@ def _scores(study: Study, metrics: Mapping[str, Any]) -> str:
 
 
 def table(study: Study, record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a hospital: what it trained on, how the incoming model does there, what it sent."""
+    """A row a hospital: what it trained on, how the incoming model does there, what it sent; what nobody has is left out."""
     loss, metric = LOSS[study.target.kind], HEADLINE[study.target.kind]
     rows: list[dict[str, str]] = []
     for name, site in sorted(record["sites"].items()):
@@ -72,4 +74,5 @@ def table(study: Study, record: Mapping[str, Any]) -> list[dict[str, str]]:
                 "sent by it": size(site["bytes_out"]),
             }
         )
-    return rows[:MOST_ROWS]
+    kept = [key for key in rows[0] if any(row[key] != "–" for row in rows)] if rows else []
+    return [{key: row[key] for key in kept} for row in rows[:MOST_ROWS]]

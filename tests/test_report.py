@@ -16,6 +16,7 @@ from fedrounds.core.coefficients import on_original_scale
 from fedrounds.core.plan import build
 from fedrounds.core.study import Study
 from fedrounds.ledger import Decision, Ledger, Verdict
+from fedrounds.reports import round_words
 from fedrounds.reports.account import NOT_FOR_USE
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import auc_interval, groups
@@ -460,3 +461,41 @@ def test_counts_of_few_patients_are_not_told():
     few["sites"]["east"]["metrics"]["n"] = 3.0
     assert "east fewer than 10" in summary(study(), few, few)
     assert "| east | fewer than 10 | fewer than 10 |" in card(study(), few, few, lineage="l", model="m")
+
+
+# --- a round in Prefect -----------------------------------------------------------------------------------------------
+
+
+def test_a_round_in_prefect_says_who_trained_how_it_scored_and_what_was_decided():
+    said = round_words.markdown(study(title=EVIL), scored(excluded={"south": "age: 12 of 30"}, champion=3), 4, 10)
+    assert said.splitlines() == [
+        "# &lt;b&gt;&amp;\"'", "",
+        "**Round 4 of 10**: 3 hospitals trained on 360 patients, training loss 0.5000.", "",
+        "The model of round 3, on 120 validation patients: log-loss 0.5000, AUC 0.8000 (±0.0040 by its histograms).", "",
+        "Decision on round 3: promoted: the loss fell by 0.1.", "",
+        "Champion: **round 3**.", "",
+        "- **south** sat out: age: 12 of 30",
+    ]  # fmt: skip
+    assert round_words.line(study(), scored(), 4, 10) == "Round 4 of 10 · log-loss 0.5000"
+
+
+def test_a_rounds_table_has_a_row_a_hospital_and_no_empty_column():
+    rows = round_words.table(study(), scored())
+    assert [row["hospital"] for row in rows] == ["east", "north", "west"]
+    assert rows[0]["patients trained on"] == "120"
+    closing = scored()
+    for site in closing["sites"].values():
+        del site["training"]
+    assert "training loss" not in round_words.table(study(), closing)[0]
+    assert "closed. This visit scored its model." in round_words.markdown(study(), closing, 3, 3)
+    assert round_words.table(study(), record(None, {})) == []
+
+
+def test_sites_without_models_to_compare_with_are_drawn_without_words_about_them():
+    said = Page(html(made_up())).said
+    assert "Ring:" not in said
+    assert "no alone" not in said
+    compared = {"local": {"site-00": {"auc": 0.7}}, "pooled": {}, "patients": {}}
+    said = Page(html(made_up(baselines=compared))).said
+    assert said.count("no alone") == 2
+    assert "Ring: the hospital's own model." in said
