@@ -24,6 +24,8 @@ async def show(run: Run, name: str) -> None:
         name: the study's part of the keys.
     """
     study, record, number = run.folder.study, run.last, run.state.round
+    if "metrics" not in record:  # a visit that neither trained nor scored
+        return
     said = words.line(study, record, number, run.target)
     async with get_client() as client:
         told = words.markdown(study, record, number, run.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -108,14 +109,14 @@ def drift(of: Evidence) -> Markup | None:
     if not found:
         return None
     limit = found.get("limit") or {}
-    hold = limit.get("hold") or 0.25
-    warn = limit.get("warn") or hold
+    hold = math.inf if limit.get("hold") is None else limit["hold"]
+    warn = min(0.1, hold) if limit.get("warn") is None else limit["warn"]
     parts: list[Any] = []
     worst = found.get("worst") or {}
     if worst.get("psi") is not None:
         parts.append(
             tag("p", f"Furthest from visit {found.get('reference')}: {worst.get('what')} at {worst.get('site')}, PSI {worst['psi']:.3f}. "
-                f"A warning starts at {warn:g}; {hold:g} holds the study. It is {'held' if found.get('held') else 'not held'}.")
+                f"A warning starts at {warn:g}; {_holds(hold)}. It is {'held' if found.get('held') else 'not held'}.")
         )  # fmt: skip
     for key, name in (("sites", "Since the reference"), ("between", "Between hospitals")):
         rows = {site: _psi(values) for site, values in (found.get(key) or {}).items()}
@@ -123,6 +124,10 @@ def drift(of: Evidence) -> Markup | None:
             parts.append(charts.heatmap(f"drift-{key}", rows, warn, hold, title=f"Drift: {name.lower()}"))
             parts.append(_moved(found[key], warn, name))
     return tag("div", parts)
+
+
+def _holds(limit: float) -> str:
+    return f"{limit:g} holds the study" if math.isfinite(limit) else "nothing holds the study"
 
 
 def _psi(values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -262,6 +262,7 @@ def heatmap(
     key: str, found: Mapping[str, Mapping[str, float | None]], warn: float, hold: float, *, title: str
 ) -> Markup:
     """Sites by features, shaded by PSI; a triangle above the warning, a square above the limit that holds the study."""
+    dark = max(min(hold, 2.5 * warn), 1e-9)
     features = list(dict.fromkeys(feature for row in found.values() for feature in row))
     labels, heads = [short(site, 22) for site in found], [short(feature, 18) for feature in features]
     left = 12 + max(map(svg.wide, labels), default=0)
@@ -278,7 +279,7 @@ def heatmap(
         for j, feature in enumerate(features):
             value, x = values.get(feature), left + cell * j
             said = f"{site} · {feature}: " + ("not measured" if value is None else f"PSI {value:.3f}")
-            shade = "none" if value is None else f"h{min(4, int(4 * value / hold)) if hold > 0 else 4}"
+            shade = "none" if value is None else f"h{min(4, int(4 * value / dark))}"
             drawn.append(svg.box(x + 1, y + 1, cell - 2, row - 2, f"cell {shade}", said))
             middle, centre = x + cell / 2, y + row / 2
             if value is not None and value >= hold:
@@ -286,5 +287,6 @@ def heatmap(
             elif value is not None and value >= warn:
                 points = f"{svg.px(middle)},{svg.px(centre - 5)} {svg.px(middle + 5)},{svg.px(centre + 4)} {svg.px(middle - 5)},{svg.px(centre + 4)}"
                 drawn.append(tag("polygon", points=points, class_="mark"))
-    says = f"Darker is further from the reference. Triangle: PSI of {warn:g} or more, a warning. Square: {hold:g} or more, which holds the study."
+    says = f"Darker is further from the reference. Triangle: PSI of {warn:g} or more, a warning."
+    says += f" Square: {hold:g} or more, which holds the study." if math.isfinite(hold) else ""
     return svg.picture(key, width, top + row * len(found) + 12, title, says, drawn)

@@ -15,6 +15,7 @@ from fedrounds.core.evaluate import HEADLINE, LOSS
 from fedrounds.core.study import Study
 from fedrounds.reports import plots as draw
 from fedrounds.reports.groups import groups
+from fedrounds.reports.words import shown
 
 AXIS = {
     "auc": "AUC (0 to 1)",
@@ -143,7 +144,7 @@ def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, 
         values = " | ".join(
             "–" if value is None else f"{value:.3f}" for value in (line.local, line.federated, line.pooled)
         )
-        rows.append(f"| {line.site} | {line.patients or '–'} | {line.gate.replace('|', '/')} | {values} |")
+        rows.append(f"| {line.site} | {shown(line.patients)} | {line.gate.replace('|', '/')} | {values} |")
     return "\n".join(rows) + f"\n\n{READING}\n"
 
 
@@ -215,11 +216,11 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
             sites, local, federated, pooled, metric_name=AXIS[metric], study=study.name, patients=patients
         )
     if study.target.kind == "binary" and records[-1]["metrics"].get("n"):
-        shown = groups(np.array(records[-1]["histogram"])[0])
+        joined = groups(np.array(records[-1]["histogram"])[0])
         found["calibration"] = draw.calibration(
-            [group.predicted for group in shown],
-            [group.observed for group in shown],
-            [group.rows for group in shown],
+            [group.predicted for group in joined],
+            [group.observed for group in joined],
+            [group.rows for group in joined],
             study=study.name,
             round=steps[-1],
         )

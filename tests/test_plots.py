@@ -132,7 +132,7 @@ def test_no_text_covers_another_or_leaves_the_card(draw, figures):
 
 
 def test_a_site_without_a_metric_gets_a_note_and_no_dot(figures):
-    plots.sites(["a", "b"], [None, None], [0.8, None], [0.9, float("nan")], patients=[30, None], **WORDS)
+    plots.sites(["a", "b"], [None, None], [0.8, None], [0.9, float("nan")], patients=[30, 9], **WORDS)
     text = said(figures[0])
     assert "a (n = 30)" in text
     assert "b (n withheld)" in text

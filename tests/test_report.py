@@ -227,6 +227,11 @@ def test_drift_shows_only_where_it_was_measured_with_its_limits():
     assert "site-02 age 0.310 0.100" in said
     assert "site-00 age 0.020" not in said
     assert "0.300 to 0.410" in said
+    drift["limit"] = {"warn": 0.1, "hold": None}
+    assert (
+        "A warning starts at 0.1; nothing holds the study."
+        in Page(html(replace(found, visits=[*found.visits, profile]))).said
+    )
 
 
 def test_the_decision_of_a_richer_rule_is_told_with_interval_and_checks():
