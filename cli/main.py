@@ -120,6 +120,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
             words = (arguments.to, arguments.reason, arguments.by)
             return rollback(arguments.dir, arguments.state, *words, arguments.json)
+        case "report":
+            from fedrounds.cli.report import report
+
+            return report(arguments.dir, arguments.state, arguments.out, arguments.json)
         case _:
             from fedrounds.cli.ui import ui
 
@@ -170,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--reason", type=_reason, required=True, metavar="TEXT", help="why, for the record")
     for made in (promote, rollback):
         made.add_argument("--by", metavar="NAME", help="who decides (default: you)")
+    report = command("report", "write the study as one page, to read and to print: report.html")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the study's ledger")
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
@@ -186,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, docs, status, promote, rollback, ui):
+    for made in (check, run, docs, status, promote, rollback, report, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

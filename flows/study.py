@@ -26,6 +26,7 @@ from prefect.states import Crashed
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.messages import Ask
 from fedrounds.core.round import Asking
+from fedrounds.flows.show import show
 from fedrounds.reports.drift import drift_table
 from fedrounds.reports.summary import markdown_table
 from fedrounds.tasks import drift
@@ -180,6 +181,7 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
         ]
         asking = await do(run, tasks.aggregate, run, asking, replies, number)
     await do(run, tasks.track, run, number)
+    await show(run, _key("", run))
 
 
 @task(name="finish", task_run_name="baselines and reports", persist_result=False, cache_policy=NO_CACHE)

@@ -115,6 +115,12 @@ class Ledger:
             )
             return version
 
+    def operations(self) -> dict[str, Any]:
+        """The operations that hold now, as plain JSON; empty before the first are noted."""
+        with self._database.read() as connection:
+            last = connection.execute(_last(schema.operations.c.version, schema.operations)).first()
+        return dict(last.operations) if last else {}
+
     # --- visits -------------------------------------------------------------------------------------------------------
 
     def head(self) -> Head | None:

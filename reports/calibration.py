@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fedrounds.reports import card
+from fedrounds.reports.groups import wilson
 from fedrounds.reports.words import Numbers, check, number, short
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def calibration(
     top.plot([0, end], [0, end], color=card.SOFT, linestyle=(0, (4, 2)), linewidth=1.2, label="perfect calibration")
     means = [m for m, _, _ in bins]
     for m, r, n in bins:
-        top.plot([m, m], _wilson(r, n), color=card.BLUE, linewidth=1.2, alpha=0.55, solid_capstyle="butt")
+        top.plot([m, m], wilson(r, n), color=card.BLUE, linewidth=1.2, alpha=0.55, solid_capstyle="butt")
     top.plot(means, [r for _, r, _ in bins], color=card.BLUE, linewidth=1.6, marker="o", markersize=6, label="observed")
     wide = min([0.07 * end, *(0.8 * (b - a) for a, b in pairwise(means))])
     low.bar(means, [n for *_, n in bins], width=max(wide, 0.008 * end), color=card.BLUE)
@@ -75,11 +76,3 @@ def _few_counts(ax: Axes) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     ax.grid(visible=False, axis="x")
-
-
-def _wilson(rate: float, n: float) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    z2, p = 1.959964**2, min(max(rate, 0.0), 1.0)
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return middle - half, middle + half

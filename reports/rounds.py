@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from fedrounds.reports import card
-from fedrounds.reports.words import Numbers, check, count, number, plain, short
+from fedrounds.reports.words import Numbers, check, count, number, plain, short, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     ax.get_ylim()  # settles the limits, which the transform below needs
     last = [ax.transAxes.inverted().transform(ax.transData.transform(end[:2])) for end in ends]
     wide_in, tall_in = (size / card.DPI for size in ax.get_window_extent().size)
-    for (_, _, name, colour), (x, y), at in zip(ends, last, _spread([y for _, y in last], 0.16 / tall_in), strict=True):
+    for (_, _, name, colour), (x, y), at in zip(ends, last, spread([y for _, y in last], 0.16 / tall_in), strict=True):
         lead = {"transform": ax.transAxes, "clip_on": False, "color": colour, "linewidth": 0.8, "zorder": 1.5}
         ax.plot([1.0, 1 + 0.16 / wide_in], [y, at], **lead)
         # A site may have left: from its last point, a dotted line leads to the edge.
@@ -133,17 +133,3 @@ def name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
         bold = "bold" if colour == card.BLUE else "normal"
         text = {"transform": ax.transAxes, "va": "center", "fontsize": 8, "fontweight": bold, "parse_math": False}
         ax.text(1 + 0.2 / wide_in, at, name, color=card.BLUE if colour == card.BLUE else card.INK, **text)
-
-
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Moves heights in [0, 1] apart by at least `gap`, keeping their order."""
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    placed = list(wanted)
-    least, most = 0.0, 1.0
-    for i in order:
-        placed[i] = max(wanted[i], least)
-        least = placed[i] + gap
-    for i in reversed(order):
-        placed[i] = min(placed[i], most)
-        most = placed[i] - gap
-    return placed

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedrounds.reports import card
-from fedrounds.reports.words import Numbers, check, count, number, plain, short
+from fedrounds.reports.words import SMALLEST, Numbers, check, count, number, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,4 +103,4 @@ def _missing(row: Sequence[float]) -> str:
 
 
 def _n(patients: int | None) -> str:
-    return "n withheld" if patients is None else f"n = {patients:,}"
+    return "n withheld" if patients is None or 0 < patients < SMALLEST else f"n = {patients:,}"

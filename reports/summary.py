@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fedrounds.core.evaluate import HEADLINE, LOSS, calibration
+from fedrounds.core.evaluate import HEADLINE, LOSS
 from fedrounds.core.study import Study
 from fedrounds.reports import plots as draw
 from fedrounds.reports.drift import drift_plots
+from fedrounds.reports.groups import groups
+from fedrounds.reports.words import shown
 
 AXIS = {
     "auc": "AUC (0 to 1)",
@@ -99,17 +101,6 @@ def round_note(record: Mapping[str, Any]) -> str:
     return "\n".join(parts)[:MOST]
 
 
-def version_note(study: Study, record: Mapping[str, Any]) -> str:
-    """What MLflow shows of a version, once its model is scored."""
-    wanted = (LOSS[study.target.kind], headline(study))
-    scores = ", ".join(f"{title(key)} {record['metrics'][key]:.4f}" for key in wanted if key in record["metrics"])
-    reason = record["decision"]["reason"]
-    return (
-        f"Round {record['scored']}: {scores} on the validation patients of {len(record['sites'])} sites. "
-        f"{reason[:1].upper()}{reason[1:]}."
-    )
-
-
 def last_scores(visits: Sequence[Any]) -> Mapping[str, Any] | None:
     """The latest record that scored a model."""
     return next((visit.record for visit in reversed(visits) if visit.record["scored"] is not None), None)
@@ -171,18 +162,26 @@ def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, 
         values = " | ".join(
             "–" if value is None else f"{value:.3f}" for value in (line.local, line.federated, line.pooled)
         )
-        rows.append(f"| {line.site} | {line.patients or '–'} | {line.gate.replace('|', '/')} | {values} |")
+        rows.append(f"| {line.site} | {shown(line.patients)} | {line.gate.replace('|', '/')} | {values} |")
     return "\n".join(rows) + f"\n\n{READING}\n"
 
 
-def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], standing: Any) -> str:
-    """What MLflow shows beside the lineage's run; `standing` is the ledger's: who is champion, and who waits for a person."""
+def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], standing: Any, place: str = "") -> str:
+    """What MLflow shows beside the lineage's run.
+
+    Args:
+        standing: the ledger's: who is champion, and who waits for a person.
+        place: the address of the run's artifacts in MLflow's pages.
+    """
     record = last_scores(visits) or {}
     rounds = max((visit.round for visit in visits), default=0)
     champion, challenger = standing.champion, standing.challenger
     chosen = standing.said[champion][1] if champion else ""
     reason = (record.get("decision") or {}).get("reason", "")
     parts = [
+        f"**[Open the report]({place}/report.html)** · [model card]({place}/model_card.md) · [rounds]({place}/plots/rounds.png)"
+        if place
+        else "",
         study_note(study),
         f"{rounds} rounds. {_result(study, record, baselines)} "
         + (f"Champion: **round {champion}**." if champion else "No champion yet.")
@@ -245,9 +244,13 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], cha
             sites, local, federated, pooled, metric_name=AXIS[metric], study=study.name, patients=patients
         )
     if study.target.kind == "binary" and records[-1]["metrics"].get("n"):
-        predicted, observed, rows = calibration(np.array(records[-1]["histogram"])[0])
+        joined = groups(np.array(records[-1]["histogram"])[0])
         found["calibration"] = draw.calibration(
-            predicted.tolist(), observed.tolist(), rows.tolist(), study=study.name, round=steps[-1]
+            [group.predicted for group in joined],
+            [group.observed for group in joined],
+            [group.rows for group in joined],
+            study=study.name,
+            round=steps[-1],
         )
     return found | drift
 

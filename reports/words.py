@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Numbers = Sequence[float | None]
+SMALLEST = 10  # counts of patients below it, other than 0, are not shown
 
 
 def check(length: int, **series: Sequence[Any]) -> None:
@@ -35,3 +36,39 @@ def plain(label: str) -> str:
 def count(n: int, thing: str) -> str:
     """`1 site`, `2 sites`."""
     return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
+def spread(wanted: Sequence[float], gap: float, most: float = 1.0) -> list[float]:
+    """Moves heights in [0, most] apart by at least `gap`, keeping their order."""
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    placed = list(wanted)
+    least, highest = 0.0, most
+    for i in order:
+        placed[i] = max(wanted[i], least)
+        least = placed[i] + gap
+    for i in reversed(order):
+        placed[i] = min(placed[i], highest)
+        highest = placed[i] - gap
+    return placed
+
+
+def shown(n: float | None) -> str:
+    """A count of patients as it may be shown (`counted` of the gate's verdicts does the same for rows).
+
+    >>> [shown(n) for n in (None, 0, 9, 1234.0)]
+    ['–', '0', 'fewer than 10', '1,234']
+    """
+    if n is None:
+        return "–"
+    return f"fewer than {SMALLEST}" if 0 < n < SMALLEST else f"{n:,.0f}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in a sentence.
+
+    >>> listed(["a"]), listed(["a", "b", "c"]), listed(["a", "b", "c"], 2)
+    ('a', 'a, b and c', 'a, b and 1 more')
+    """
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""

@@ -14,7 +14,8 @@ from typing import Any
 from fedrounds.core.study import Study
 from fedrounds.ledger import Act, Decision, Ledger, Standing
 from fedrounds.ledger.standing import in_order, said, standings
-from fedrounds.reports.summary import version_note
+from fedrounds.reports.model_card import card, summary
+from fedrounds.tasks.report import put
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 MOST = 5000  # characters that MLflow keeps of a tag
@@ -25,6 +26,7 @@ class Decisions:
 
     Args:
         versions: round -> registered version; the projector adds to it.
+        lineage: the lineage's id.
         runs: what a run is about -> its id; the projector adds to it.
         artifacts: the folder of the runs' artifacts.
     """
@@ -34,12 +36,13 @@ class Decisions:
         client: Any,
         ledger: Ledger,
         study: Study,
+        lineage: str,
         versions: Mapping[int, str],
         runs: Mapping[str, str],
         artifacts: Path,
     ) -> None:
         self.client, self.ledger, self.study, self.artifacts = client, ledger, study, artifacts
-        self.versions, self.runs = versions, runs
+        self.lineage, self.versions, self.runs = lineage, versions, runs
         self.tags: dict[str, dict[str, str]] = {}  # what a run is about -> tags that the projector has still to write
         self.reports: list[str] = []  # what was put right that somebody else had changed
         self.restored = False
@@ -116,10 +119,9 @@ class Decisions:
         self.tags[f"round {round}"] = tags
         for key, value in tags.items():
             self.client.set_model_version_tag(self.study.name, version, key, value)
-        text = version_note(self.study, record)
-        for act in acts:
-            text += f"\n\n{said(act)[:1].upper()}{said(act)[1:]}."
-        self.client.update_model_version(self.study.name, version, text[:MOST])
+        trained = self.ledger.visits(after=self.ledger.closed(round) - 1, limit=1)[0]
+        words = summary(self.study, record, trained.record, [said(act) for act in acts])
+        self.client.update_model_version(self.study.name, version, words)
         document = {
             "round": round,
             **record["decision"],
@@ -129,6 +131,9 @@ class Decisions:
         folder = self.artifacts / run / "artifacts"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "decision.json").write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
+        if last[0] == "promoted":
+            told = card(self.study, record, trained.record, lineage=self.lineage, model=trained.model)
+            put(folder / "model_card.md", told)
 
     def _point(self, alias: str, version: str | None) -> None:
         if self.pointed.get(alias) == version:

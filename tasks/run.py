@@ -93,6 +93,10 @@ class Run:
         self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
         self.target = folder.operations.rounds  # rounds that this run goes to
         self.flow_run, self.tasks = "", 0  # Prefect's id of this run, and how many tasks it made
+        self.progress, self.shown = (
+            "",
+            0.0,
+        )  # Prefect's id of the artifact that shows how far this run is, and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
         self._gates = Gates(folder, state.log, QUIET)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from fedrounds.reports.summary import SHOWN, gate_words, model_note, note, round
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.model_folder import ModelFolder
+from fedrounds.tasks.plain import flat, numbers, write_parameters
+from fedrounds.tasks.report import publish
 
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
@@ -48,7 +50,9 @@ class Projection:
         # (metrics or training, round) -> the visit that first had them of its model
         self.first: dict[tuple[str, int], int] = {}
         self.seen = 0
-        self.decisions = Decisions(self.client, ledger, self.study, self.versions, self.runs, self.artifacts)
+        self.decisions = Decisions(
+            self.client, ledger, self.study, lineage.lineage, self.versions, self.runs, self.artifacts
+        )
         self.reports = self.decisions.reports  # what was put right that somebody else had changed
         self.decided: dict[int, Mapping[str, Any]] = {}  # round -> the record that decided on it, not yet written
         self.template = ModelFolder(self.plan, _save, mlruns / ".cache" / f"model-{self.study.name}.zip")
@@ -135,7 +139,7 @@ class Projection:
             self.ledger.mark_projected(number)
         if acts:
             self.ledger.mark_acts_projected(acts[-1].number)
-            self._note()
+            self._tell()
         return len(pending)
 
     def _visits(self, pending: Sequence[int]) -> None:
@@ -155,7 +159,7 @@ class Projection:
         run = self.run("lineage", self.lineage.created)
         params = [
             Param(key, str(value)[:500])
-            for key, value in _flat(self.study.model_dump(mode="json", exclude={"features"}))
+            for key, value in flat(self.study.model_dump(mode="json", exclude={"features"}))
         ]
         self.client.log_batch(run, params=params[:100])
         self.client.log_dict(run, self.study.model_dump(mode="json"), "study.json")
@@ -214,7 +218,7 @@ class Projection:
         folder = self.artifacts / run / "artifacts"
         folder.mkdir(parents=True, exist_ok=True)
         self.template.write(state, run, folder / "model")
-        _write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
+        write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
         (folder / "verdicts.json").write_text(
             json.dumps({kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}, indent=2)
         )
@@ -237,7 +241,7 @@ class Projection:
     def _sites(self, entry: Entry, when: int) -> None:
         sites: Mapping[str, Any] = entry.record["sites"]
         if len(sites) > MOST_SITE_RUNS:
-            rows = [{"site": name, **_numbers(site)} for name, site in sites.items()]
+            rows = [{"site": name, **numbers(site)} for name, site in sites.items()]
             table = {key: [row.get(key) for row in rows] for key in sorted({key for row in rows for key in row})}
             self.client.log_dict(self.runs["lineage"], table, f"sites/visit_{entry.visit:05d}.json")
             return
@@ -269,20 +273,22 @@ class Projection:
     # --- the end of a run ---------------------------------------------------------------------------------------------
 
     def finish(self, plots: Path) -> None:
-        """The plots that lie beside the ledger, the note that MLflow shows beside the run, and the run's end."""
+        """The report, its model's card, the plots that lie beside the ledger, the note beside the run, and the run's end."""
         run = self.runs["lineage"]
         entries = self.ledger.visits()
         shutil.copytree(plots, self.artifacts / run / "artifacts" / "plots", dirs_exist_ok=True)
-        self._note()
+        self._tell()
         for about, made in self.runs.items():
             if about == "lineage" or about.startswith("site "):
                 self.client.set_terminated(made, end_time=int(entries[-1].committed * 1000))
 
-    def _note(self) -> None:
-        """What MLflow shows beside the lineage's run."""
+    def _tell(self) -> None:
+        """The report, its model's card and the note beside the lineage's run."""
+        run = self.runs["lineage"]
+        publish(self.ledger, self.artifacts / run / "artifacts")
+        place = f"#/experiments/{self.experiment}/runs/{run}/artifacts"
         table, standing = self.ledger.noted("baselines") or {}, self.ledger.standing()
-        text = note(self.study, self.ledger.visits(), table, standing)
-        self.client.set_tag(self.runs["lineage"], "mlflow.note.content", text)
+        self.client.set_tag(run, "mlflow.note.content", note(self.study, self.ledger.visits(), table, standing, place))
 
 
 def _make_store(file: Path, scratch: Path) -> None:
@@ -324,30 +330,6 @@ def _save(plan: Plan, model: Any, folder: Path) -> None:
         pyfunc_predict_fn=predict,
         pip_requirements=[f"{name}=={version(name)}" for name in ("scikit-learn", "skops", "numpy", "pandas")],
     )
-
-
-def _write_parameters(file: Path, parts: Mapping[str, Any]) -> None:
-    import numpy as np
-
-    np.savez(file, **parts)
-
-
-def _numbers(site: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **site.get("metrics", {}),
-        **site.get("training", {}),
-        "bytes_out": site["bytes_out"],
-        "bytes_in": site["bytes_in"],
-    }
-
-
-def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested settings as MLflow parameters: `algorithm.local.rate`."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else key)
-    elif value not in (None, "", []):
-        yield name, value
 
 
 def _warm() -> None:

@@ -195,12 +195,94 @@ def scroll(browser) -> None:
     )
 
 
-@pytest.mark.parametrize(("key", "texts"), [("gate", ["passed (25 checks)"]), ("result", ["AUC federated", "Pooled"])])
-def test_prefect_shows_the_tables_of_the_gate_and_the_result(browser, ui, key, texts):
+ARTIFACTS = {
+    "gate": ["passed (25 checks)", "north"],
+    "result": ["AUC federated", "Pooled", "north"],
+    "round": [f"Round {ROUNDS} of {ROUNDS}", "validation patients", "Decision on round", "Champion: round"],
+    "sites": ["patients judging", "AUC", "north"],
+    "progress": [f"Round {ROUNDS} of {ROUNDS}"],
+}
+
+
+@pytest.mark.parametrize(("key", "texts"), ARTIFACTS.items())
+def test_prefect_shows_the_gate_the_rounds_the_hospitals_and_the_result(browser, ui, key, texts):
     server = ui["prefect"].removesuffix("/runs")
-    found = {it["key"]: it["id"] for it in ask(f"{server}/api/artifacts/filter", {})}
+    found = {it["key"]: it["latest_id"] for it in ask(f"{server}/api/artifacts/latest/filter", {})}
     artifact = found[f"{key}-diabetes"]
-    visit(browser, f"{server}/artifacts/artifact/{artifact}", f"prefect-{key}", "north", *texts)
+    visit(browser, f"{server}/artifacts/artifact/{artifact}", f"prefect-{key}", *texts)
+
+
+def test_prefect_keeps_a_version_a_round_and_one_progress_that_has_arrived(ui):
+    found = ask(f"{ui['prefect'].removesuffix('/runs')}/api/artifacts/filter", {})
+    told = sorted(it["description"].split(" · ")[0] for it in found if it["key"] == "round-diabetes")
+    assert told == [f"Round {number} of {ROUNDS}" for number in [*range(ROUNDS + 1), ROUNDS]]  # the last visit scores
+    assert [it["data"] for it in found if it["key"] == "progress-diabetes"] == [100.0]
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_note_leads_to_the_report_which_mlflow_shows(browser, ui):
+    page = ui["charts"].replace("/model-metrics", "")
+    visit(browser, page, "mlflow-lineage", "Open the report")
+    link = browser.find_element("link text", "Open the report").get_attribute("href")
+    visit(browser, link, "mlflow-report", "report.html", "model_card.md")
+    wait(browser, "the page in its frame", lambda it: it.find_elements("css selector", "iframe"))
+    browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+    wait(browser, "the report", lambda it: "The hospitals side by side" in shown(it))
+    browser.switch_to.default_content()
+    picture(browser, "mlflow-report")
+
+
+OUTSIDE = """
+const outside = [];
+for (const svg of document.querySelectorAll('svg')) {
+    const frame = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+    for (const [said, box] of texts)
+        if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+            outside.push(`${said} leaves its picture`);
+    texts.forEach(([one, a], i) => texts.slice(i + 1).forEach(([two, b]) => {
+        const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left), tall = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (wide > 1 && tall > 4) outside.push(`${one} covers ${two}`);
+    }));
+}
+return outside;
+"""
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_report_reads_on_a_phone_and_a_desk_in_light_and_dark(browser, home, theme, width):
+    report = home / "state" / "diabetes" / "report.html"
+    written = subprocess.run([*FEDROUNDS, "report", str(home / "study"), "--state", str(home / "state")], timeout=60)
+    assert written.returncode == 0
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    )
+    try:
+        browser.get_log("browser")
+        visit(
+            browser, report.as_uri(), f"report-{theme}-{width}", "The hospitals side by side", "How this page was made"
+        )
+        assert browser.get_log("browser") == []
+        assert browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert (
+            browser.execute_script(
+                "return [...document.querySelectorAll('svg')].filter(it => !it.querySelector('title')).length"
+            )
+            == 0
+        )
+        assert browser.execute_script("return document.querySelectorAll('svg').length") == 4
+        assert browser.execute_script(OUTSIDE) == []
+        ground = browser.execute_script("return getComputedStyle(document.documentElement).backgroundColor")
+        assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 28)"}[theme]
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 # --- the command itself -----------------------------------------------------------------------------------------------

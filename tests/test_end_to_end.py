@@ -325,6 +325,7 @@ def test_a_site_that_fails_its_gate_sits_out_and_is_shown_everywhere(shell, brok
     artifacts = rows(shell.prefect, "select key, type, data from artifact where data like '%12 of 120%'")
     assert {(key.partition("-")[0], kind) for key, kind, _ in artifacts} == {
         ("gate", "markdown"),
+        ("round", "markdown"),
         ("result", "markdown"),
     }
     gate = next(json.loads(data) for key, _, data in artifacts if key.startswith("gate-"))

@@ -10,7 +10,9 @@ from itertools import combinations
 
 import pytest
 
-from fedrounds.reports import calibration, card, plots, rounds
+from fedrounds.reports import card, plots
+from fedrounds.reports.groups import wilson
+from fedrounds.reports.words import spread
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = {"study": "uci-heart", "metric_name": "AUC (0 to 1)"}
@@ -151,7 +153,7 @@ def test_no_text_covers_another_or_leaves_the_card(draw, figures):
 
 
 def test_a_site_without_a_metric_gets_a_note_and_no_dot(figures):
-    plots.sites(["a", "b"], [None, None], [0.8, None], [0.9, float("nan")], patients=[30, None], **WORDS)
+    plots.sites(["a", "b"], [None, None], [0.8, None], [0.9, float("nan")], patients=[30, 9], **WORDS)
     text = said(figures[0])
     assert "a (n = 30)" in text
     assert "b (n withheld)" in text
@@ -225,15 +227,15 @@ def test_a_name_with_dollars_is_a_name_and_not_a_formula(figures):
 
 
 def test_the_wilson_interval_of_five_of_ten():
-    low, high = calibration._wilson(0.5, 10)
+    low, high = wilson(0.5, 10)
     assert low == pytest.approx(0.2366, abs=1e-4)
     assert high == pytest.approx(0.7634, abs=1e-4)
 
 
 def test_labels_are_spread_in_order_and_stay_inside():
-    assert rounds._spread([0.5, 0.5, 0.5], 0.25) == [0.5, 0.75, 1.0]
-    assert rounds._spread([1.0, 0.9], 0.25) == [1.0, 0.75]
-    assert rounds._spread([0.1, 0.9], 0.25) == [0.1, 0.9]
+    assert spread([0.5, 0.5, 0.5], 0.25) == [0.5, 0.75, 1.0]
+    assert spread([1.0, 0.9], 0.25) == [1.0, 0.75]
+    assert spread([0.1, 0.9], 0.25) == [0.1, 0.9]
 
 
 def test_series_of_unequal_length_are_refused_by_name():

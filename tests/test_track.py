@@ -21,7 +21,9 @@ from fedrounds.core.preprocess import clean
 from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.core.study import Number
 from fedrounds.ledger import Ledger
+from fedrounds.reports.page import html
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.report import evidence
 from fedrounds.tasks.track import Projection
 
 FIRST, MORE = 3, 2  # rounds of the first run, and of the one after it
@@ -171,6 +173,33 @@ def test_models_are_stored_without_pickle_and_with_made_up_rows(tracked):
     assert [row[0] for row in example["data"]] == [41.0, 64.0, 87.0]  # evenly over the dictionary's range of ages
 
 
+# --- what people read -------------------------------------------------------------------------------------------------
+
+
+def artifacts(tracked, about: str):
+    return tracked.folder / "mlruns" / "artifacts" / tracked.runs[about].info.run_id / "artifacts"
+
+
+def test_the_lineages_note_leads_to_its_report_and_the_report_is_the_ledgers(tracked):
+    run, place = tracked.runs["lineage"], artifacts(tracked, "lineage")
+    address = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/report.html"
+    assert run.data.tags["mlflow.note.content"].startswith(f"**[Open the report]({address})**")
+    assert (place / "report.html").read_text() == html(evidence(tracked.ledger))
+    champion = [decision.round for decision in tracked.ledger.promotions() if decision.promoted][-1]
+    card = (artifacts(tracked, f"round {champion}") / "model_card.md").read_text()
+    assert (place / "model_card.md").read_text() == card
+    assert card.startswith(f"# Model card: Will this patient be readmitted within 30 days?, round {champion}\n")
+
+
+def test_every_version_is_described_and_every_champion_has_a_card(tracked):
+    for decision in tracked.ledger.promotions():
+        said = tracked.versions[decision.round].description
+        assert said.startswith(f"Round {decision.round}: log-loss ")
+        assert decision.reason[1:] in said
+        assert said.endswith("it must not guide the care of a patient.")
+        assert (artifacts(tracked, f"round {decision.round}") / "model_card.md").exists() == decision.promoted
+
+
 # --- again ------------------------------------------------------------------------------------------------------------
 
 CHANGES = "last_updated"  # when MLflow last looked at a thing is no fact about it
@@ -193,6 +222,7 @@ def everything(folder) -> dict[str, object]:
 def projected(folder) -> Projection:
     projection = Projection(Ledger.open(folder / "mlruns" / "toy" / "ledger.db"), folder / "mlruns")
     projection.project()
+    projection.finish(folder / "mlruns" / "toy" / "plots")
     projection.ledger.close()
     return projection
 
@@ -258,7 +288,8 @@ def test_a_visit_that_closes_while_the_projector_looks_is_not_taken_for_written(
 
         ledger.promotions, ledger.unprojected = lambda: closed(decisions), lambda: closed(waiting)
         projection = Projection(ledger, tmp_path)
-        assert projection.project() == len(waiting)
+        assert projection.project() == 2  # what had closed when it began
+        assert projection.project() == len(waiting)  # what closed meanwhile was not taken for written
         assert projection.reports == []
         rounds = [decision.round for decision in decisions if decision.promoted]
         found = projection.client.get_registered_model("toy").aliases
