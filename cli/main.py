@@ -90,6 +90,11 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.run import run
 
             return run(arguments.dir, arguments.data, arguments.state, arguments.more, arguments.fresh, arguments.json)
+        case "deploy":
+            from fedrounds.cli.deploy import deploy
+
+            what = arguments.what or "deploy"
+            return deploy(arguments.dir, arguments.data, arguments.state, what, arguments.port, arguments.json)
         case "status":
             from fedrounds.cli.status import status
 
@@ -125,15 +130,27 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", "bring the study to its rounds; what is done already is not done again")
     run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
     run.add_argument("--fresh", action="store_true", help="start anew; what was there is set aside")
+    deploy = command("deploy", "put the study's schedule on a Prefect server, or bring it up to date there")
+    what = deploy.add_mutually_exclusive_group()
+    for word, says in (
+        ("pause", "no tick until --resume"),
+        ("resume", "go on with the calendar"),
+        ("remove", "take the deployment and its notifications off the server; models and ledger stay"),
+        ("serve", "bring a Prefect server and a worker, here, until Ctrl-C"),
+    ):
+        what.add_argument(f"--{word}", dest="what", action="store_const", const=word, help=says)
+    deploy.add_argument(
+        "--port", type=_port, default=4200, metavar="PORT", help="of --serve, default 4200; 0 takes a free one"
+    )
     status = command("status", "where the study stands")
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
-    for made in (check, run):
+    for made in (check, run, deploy):
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, status, ui):
+    for made in (check, run, deploy, status, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

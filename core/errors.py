@@ -7,7 +7,9 @@
     ├── QuorumError         13  too few sites are left to close the round
     ├── UpdateRejected      14  a message is damaged, foreign, out of turn or not finite
     ├── StateError          15  the state folder cannot be used, or another runner holds the study
-    └── ServiceError        16  Prefect, MLflow or a helper process did not do its part
+    │   └── StudyBusy           another runner holds the study
+    ├── ServiceError        16  Prefect, MLflow or a helper process did not do its part
+    └── DriftHold           17  drift beyond the study's limit holds the study
 
 Each message is one line: what was expected, what was found, where, what to do. Never a patient value: names and counts only.
 Anything else that escapes is a bug and shows a traceback.
@@ -59,7 +61,17 @@ class StateError(FedroundsError):
     exit_code = 15
 
 
+class StudyBusy(StateError):
+    """Another runner works on the study; wait until it ends."""
+
+
 class ServiceError(FedroundsError):
     """Prefect, MLflow or a helper process did not do its part."""
 
     exit_code = 16
+
+
+class DriftHold(FedroundsError):
+    """Drift beyond the study's limit holds the study."""
+
+    exit_code = 17

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fedrounds.core.answer import Policy
@@ -24,6 +23,7 @@ from fedrounds.ledger import Verdict as Kept
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
+from fedrounds.tasks.json_file import read_json, write_json
 from fedrounds.tasks.record import record
 from fedrounds.tasks.verdict import Verdict, from_json, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
@@ -88,7 +88,7 @@ class Run:
         self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
         self.target = folder.operations.rounds  # rounds that this run goes to
         self.flow_run, self.tasks = "", 0  # Prefect's id of this run, and how many tasks it made
-        self._kept = _read_json(state.verdicts)  # what the sites remember of their gates
+        self._kept = read_json(state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
         self._gate: Child | None = None
         self._track: Child | None = None
@@ -157,7 +157,7 @@ class Run:
             "suite": self.folder.suite.hash,
             "verdict": answer["verdict"],
         }
-        _write_json(self.place.verdicts, self._kept)
+        write_json(self.place.verdicts, self._kept)
         return from_json(answer["verdict"])
 
     def admit(self, verdicts: dict[str, Verdict]) -> None:
@@ -198,7 +198,10 @@ class Run:
         if not more:
             return
         start, asked = self.ledger.noted("aim") or (0, 0)
-        if asked != more or not start <= self.state.round < start + more:
+        end = (
+            start + more + (self.ledger.noted("finished") != self.visit)
+        )  # all trained, but not closed: only the closing is left
+        if asked != more or not start <= self.state.round < end:
             start = self.state.round
             self.ledger.note("aim", [start, more])
         self.target = start + more
@@ -374,16 +377,3 @@ def _digest(value: Any) -> str:
     import hashlib
 
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    scratch = file.with_suffix(".new")
-    scratch.write_text(json.dumps(value))
-    scratch.replace(file)

@@ -1,0 +1,269 @@
+"""A study on a Prefect server: the deployment `study/NAME`, its calendar, its work pool, and who hears when something is wrong.
+
+Everything is found by its name before it is made, so that deploying again changes what is there and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from fedrounds.core.errors import ServiceError, StudyError
+from fedrounds.core.operations import Schedule
+from fedrounds.tasks.calendar import ANCHOR, following, zone
+from fedrounds.tasks.folder import Folder, State
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+FLOW, ENTRYPOINT = "study", "fedrounds.flows.scheduled.scheduled"
+POOL = "hospitals"
+WATCHED = {  # what an automation is called -> the states it waits for
+    "missed": ("Late",),
+    "failed": ("Failed", "Crashed"),
+    "held": ("Held",),
+}
+PAYLOAD = """{{ {
+  "text": "Fedrounds, %(study)s: " ~ flow_run.name ~ " is " ~ flow_run.state.name ~ " — " ~ (flow_run.state.message or ""),
+  "study": "%(study)s", "state": flow_run.state.name, "message": flow_run.state.message or "",
+  "flow_run": flow_run.id|string, "name": flow_run.name, "at": flow_run.state.timestamp|string
+} | tojson }}"""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What is on the server now."""
+
+    id: str
+    name: str
+    created: bool
+    paused: bool
+    calendar: str
+    next: str | None
+    notifications: tuple[str, ...]
+
+
+async def deploy(folder: Folder, place: State, paused: bool | None, command: str | None = None) -> Deployed:
+    """Create or update the deployment and its automations; `paused` None leaves it as it is.
+
+    `command` is how a worker of our own starts a tick: one process, where Prefect's default starts three, two of which prepare a
+    workspace that nothing needs. A foreign worker is left to its own interpreter.
+
+    Raises:
+        StudyError: operations.toml has no [schedule], or a variable that it names is not set.
+    """
+    from prefect import get_client
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+
+    schedule = _schedule(folder)
+    webhooks = addresses(schedule)
+    async with get_client() as client:
+        await _pool(client)
+        before = await _find(client, folder.study.name)
+        halted = before.paused if paused is None and before else bool(paused)
+        id_ = await client.create_deployment(
+            flow_id=await client.create_flow_from_name(FLOW),
+            name=folder.study.name,
+            schedules=[_calendar(schedule)],
+            concurrency_limit=1,
+            concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+            parameters=_parameters(folder, place),
+            parameter_openapi_schema=SCHEMA,
+            description=f"{folder.study.title}\n\n{_words(schedule)}, {schedule.rounds} round{'s' * (schedule.rounds > 1)} a tick",
+            work_pool_name=POOL,
+            tags=["fedrounds", folder.study.name],
+            entrypoint=ENTRYPOINT,
+            pull_steps=[],
+            job_variables={"command": command} if command else {},
+            paused=halted,
+            enforce_parameter_schema=True,
+        )
+        notifications = await _notify(client, folder.study.name, str(id_), webhooks)
+    tick = None if halted else following(schedule, datetime.now(zone(schedule))).isoformat()
+    name = f"{FLOW}/{folder.study.name}"
+    return Deployed(str(id_), name, before is None, halted, _words(schedule), tick, tuple(notifications))
+
+
+async def remove(folder: Folder) -> bool:
+    """Take the deployment, its automations and webhooks off the server; False if there was none. Ledger and MLflow are not touched."""
+    from prefect import get_client
+
+    async with get_client() as client:
+        found = await _find(client, folder.study.name)
+        await _notify(client, folder.study.name, "", ())
+        if found is not None:
+            await client.delete_deployment(found.id)
+        return found is not None
+
+
+def addresses(schedule: Schedule) -> tuple[str, ...]:
+    """Every webhook, each once. Raises StudyError if the variable that `notify_env` names holds none."""
+    secret = ()
+    if schedule.notify_env is not None:
+        value = os.environ.get(schedule.notify_env, "")
+        if not re.match(r"https?://\S+$", value):
+            raise StudyError(
+                f"expected a webhook's address in the variable {schedule.notify_env} that `notify_env` of operations.toml names,"
+                " found none: set it where you deploy"
+            )
+        secret = (value,)
+    return tuple(dict.fromkeys((*schedule.notify, *secret)))
+
+
+SCHEMA = {
+    "title": "Parameters",
+    "type": "object",
+    "properties": {
+        name: {"title": name, "type": "string", "position": position, "description": what}
+        for position, (name, what) in enumerate(
+            {
+                "folder": "the study's folder, as the worker sees it",
+                "data": "where the sites' relative paths start",
+                "state": "the state folder (mlruns)",
+            }.items()
+        )
+    },
+    "required": ["folder", "data", "state"],
+}
+
+
+def _parameters(folder: Folder, place: State) -> dict[str, str]:
+    return {
+        "folder": str(folder.path.resolve()),
+        "data": str(folder.data.resolve()),
+        "state": str(place.mlruns.resolve()),
+    }
+
+
+def _schedule(folder: Folder) -> Schedule:
+    if folder.operations.schedule is None:
+        raise StudyError(
+            f'expected a [schedule] in {folder.path / "operations.toml"}, found none: add one, such as `cron = "0 3 * * 1"`'
+        )
+    return folder.operations.schedule
+
+
+def _words(schedule: Schedule) -> str:
+    return (f"cron {schedule.cron}" if schedule.cron else f"every {schedule.interval}") + f", {schedule.timezone}"
+
+
+def _calendar(schedule: Schedule) -> Any:
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+    if schedule.cron is not None:
+        calendar: Any = CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
+    else:
+        step = timedelta(seconds=schedule.interval_s or 0)
+        anchor = datetime(*ANCHOR, tzinfo=zone(schedule))
+        calendar = IntervalSchedule(interval=step, anchor_date=anchor, timezone=schedule.timezone)  # type: ignore[arg-type]
+    return DeploymentScheduleCreate(schedule=calendar, active=True, slug="calendar")
+
+
+async def _find(client: PrefectClient, study: str) -> DeploymentResponse | None:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return await client.read_deployment_by_name(f"{FLOW}/{study}")
+    except ObjectNotFound:
+        return None
+
+
+async def _pool(client: PrefectClient) -> None:
+    """The pool, of processes. Another kind of the same name is somebody else's."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    wanted = WorkPoolCreate(name=POOL, type="process", base_job_template=ProcessWorker.get_default_base_job_template())
+    try:
+        await client.create_work_pool(wanted)
+    except ObjectAlreadyExists:
+        found = await client.read_work_pool(POOL)
+        if found.type != "process":
+            raise ServiceError(
+                f"expected the work pool '{POOL}' to be of type process, found {found.type} on this server: rename that one"
+            ) from None
+
+
+# --- who hears of it --------------------------------------------------------------------------------------------------
+
+
+async def _notify(client: PrefectClient, study: str, deployment: str, webhooks: Sequence[str]) -> list[str]:
+    """Make the automations and their webhooks as asked for, take away what is not; gives the names of what is there."""
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger
+
+    made = []
+    blocks = [await _webhook(client, study, address) for address in webhooks]
+    for what, states in WATCHED.items():
+        name = f"{study} · {what}"
+        there = await client.read_automations_by_name(name)
+        for extra in there if not blocks else there[1:]:
+            await client.delete_automation(extra.id)
+        if not blocks:
+            continue
+        wanted = AutomationCore(
+            name=name,
+            description=f"Tells whoever operations.toml names when a run of {study} is {' or '.join(states).lower()}",
+            trigger=EventTrigger(
+                expect={f"prefect.flow-run.{state}" for state in states},
+                match={"prefect.resource.id": "prefect.flow-run.*"},  # type: ignore[arg-type]
+                match_related={
+                    "prefect.resource.role": "deployment",
+                    "prefect.resource.id": f"prefect.deployment.{deployment}",
+                },  # type: ignore[arg-type]
+                posture="Reactive",  # type: ignore[arg-type]
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[
+                {"type": "call-webhook", "block_document_id": block, "payload": PAYLOAD % {"study": study}}  # type: ignore[list-item]
+                for block in blocks
+            ],
+        )
+        if there:
+            await client.update_automation(there[0].id, wanted)
+        else:
+            await client.create_automation(wanted)
+        made.append(name)
+    await _drop_webhooks(client, study, blocks)
+    return made
+
+
+def _prefix(study: str) -> str:
+    """How the names of a study's webhooks begin: small letters, digits and dashes, and its own whatever was replaced."""
+    plain = re.sub("[^a-z0-9]+", "-", study.lower()).strip("-")
+    return f"fedrounds-{plain}-{hashlib.sha256(study.encode()).hexdigest()[:6]}-"
+
+
+async def _webhook(client: PrefectClient, study: str, address: str) -> str:
+    """The block that holds the address, which Prefect encrypts; its name does not tell it."""
+    from prefect.blocks.webhook import Webhook
+
+    block = Webhook(method="POST", url=address, headers={"Content-Type": "application/json"})  # type: ignore[arg-type]
+    name = _prefix(study) + hashlib.sha256(address.encode()).hexdigest()[:8]
+    return str(await block.save(name, overwrite=True, client=client))
+
+
+async def _drop_webhooks(client: PrefectClient, study: str, kept: Sequence[str]) -> None:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        found = await client.read_block_documents_by_type("webhook", include_secrets=False)
+    except ObjectNotFound:  # no webhook was ever made here
+        return
+    for block in found:
+        if (block.name or "").startswith(_prefix(study)) and str(block.id) not in kept:
+            await client.delete_block_document(block.id)
+
+
+def dumped(deployed: Deployed) -> dict[str, Any]:
+    """As plain JSON types."""
+    return json.loads(json.dumps(deployed.__dict__))
