@@ -46,10 +46,23 @@ def deploy(directory: Path, data: Path | None, state: Path | None, what: What, p
 
 
 def _deployed(folder: Folder, place: State, paused: bool | None, command: str | None = None) -> Deployed:
-    from fedrounds.tasks.deployment import deploy
+    """`command` says that the worker is ours, and not started yet."""
+    from fedrounds.tasks.deployment import BEGUN, RUNNING, deploy
 
+    dead = () if _at_work(place) else BEGUN if command else RUNNING
     with _server_errors():
-        return asyncio.run(deploy(folder, place, paused, command))
+        return asyncio.run(deploy(folder, place, paused, command, dead))
+
+
+def _at_work(place: State) -> bool:
+    from fedrounds.cli.run import unless_running
+    from fedrounds.core.errors import StudyBusy
+
+    try:
+        unless_running(place)
+    except StudyBusy:
+        return True
+    return False
 
 
 def _server_errors():

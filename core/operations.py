@@ -47,7 +47,8 @@ class Window(Frozen):
 
 
 class Schedule(Frozen):
-    """When Prefect runs the study by itself: `cron` or `interval` ("15m", "6h", "7d", counted from a midnight in the time zone).
+    """When Prefect runs the study by itself: `cron` or `interval` ("15m", "6h", "7d", in time that passes
+    since a winter's midnight in the time zone; a cron keeps to the clock on the wall).
 
     Args:
         rounds: how far one tick goes.

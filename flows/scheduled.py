@@ -20,15 +20,14 @@ from uuid import UUID
 from httpx import HTTPError
 from prefect import flow, get_client
 from prefect.artifacts import acreate_markdown_artifact
-from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State, StateType
 from prefect.runtime import deployment, flow_run
-from prefect.states import Crashed
 
 from fedrounds.core.errors import DriftHold, FedroundsError, StudyBusy
 from fedrounds.flows.study import begin, rounds
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import schedule
+from fedrounds.tasks.deployment import bury
 from fedrounds.tasks.run import Run, opened
 
 
@@ -81,7 +80,11 @@ async def tick(run: Run) -> Outcome:
     """Decide, run, remember; the artifact says the same as the state."""
     started, before = datetime.now(UTC), run.state.round
     due = flow_run.scheduled_start_time or started
-    await bury()
+    if (
+        deployment.id is not None
+    ):  # this run has the study's lease: what else is shown as running died before it could say what it is
+        async with get_client() as client:
+            await bury(client, UUID(deployment.id), but=UUID(str(flow_run.id)))
     await begin(run)
     decided = schedule.look(run, due, started)
     if decided.action == "skip":
@@ -109,15 +112,3 @@ async def trained(run: Run, reason: str, before: int) -> Outcome:
     run.ledger.note("finished", run.visit)
     sat_out = f"; {', '.join(run.excluded)} sat out" if run.excluded else ""
     return Outcome("Completed", StateType.COMPLETED, f"round {before} → {run.state.round}, {reason}{sat_out}")
-
-
-async def bury() -> None:
-    """Mark the deployment's flow runs that died before they could say which lineage they are of; this run has the study's lease."""
-    if deployment.id is None:  # called by hand
-        return
-    running: Any = {"deployment_id": {"any_": [deployment.id]}, "state": {"type": {"any_": ["RUNNING"]}}}
-    async with get_client() as client:
-        for dead in await client.read_flow_runs(flow_run_filter=FlowRunFilter(**running)):
-            if dead.id != UUID(str(flow_run.id)):
-                crashed = Crashed(message="its process died; the study went on from the ledger")
-                await client.set_flow_run_state(dead.id, crashed, force=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from fedrounds.core.errors import StudyError
@@ -46,12 +46,8 @@ def following(schedule: Schedule, after: datetime) -> datetime:
 
 
 def _multiple(schedule: Schedule, local: datetime) -> datetime:
-    """The next multiple of the interval since the anchor; whole days keep to the clock on the wall, as Prefect's do."""
+    """The next multiple of the interval since the anchor, in time that passes, as Prefect counts: in summer a day begins at one."""
     step_s = schedule.interval_s
     assert step_s is not None
-    anchor = datetime(*ANCHOR, tzinfo=local.tzinfo)
-    if step_s % 86_400 == 0:
-        days = (local.replace(tzinfo=None) - anchor.replace(tzinfo=None)).days
-        return anchor + timedelta(days=(days * 86_400 // step_s + 1) * step_s // 86_400)
-    passed = local.timestamp() - anchor.timestamp()
-    return datetime.fromtimestamp(anchor.timestamp() + (passed // step_s + 1) * step_s, local.tzinfo)
+    anchor = datetime(*ANCHOR, tzinfo=local.tzinfo).timestamp()
+    return datetime.fromtimestamp(anchor + ((local.timestamp() - anchor) // step_s + 1) * step_s, local.tzinfo)

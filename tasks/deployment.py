@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from fedrounds.core.errors import ServiceError, StudyError
 from fedrounds.core.operations import Schedule
@@ -50,11 +51,18 @@ class Deployed:
     notifications: tuple[str, ...]
 
 
-async def deploy(folder: Folder, place: State, paused: bool | None, command: str | None = None) -> Deployed:
+RUNNING = ("RUNNING",)
+BEGUN = ("RUNNING", "PENDING", "CANCELLING")  # where no worker is at work yet, all of these are dead
+
+
+async def deploy(
+    folder: Folder, place: State, paused: bool | None, command: str | None = None, dead: Sequence[str] = ()
+) -> Deployed:
     """Create or update the deployment and its automations; `paused` None leaves it as it is.
 
     `command` is how a worker of our own starts a tick: one process, where Prefect's default starts three, two of which prepare a
-    workspace that nothing needs. A foreign worker is left to its own interpreter.
+    workspace that nothing needs. A foreign worker is left to its own interpreter. `dead` are the states whose flow runs have no
+    process any more, as the caller knows.
 
     Raises:
         StudyError: operations.toml has no [schedule], or a variable that it names is not set.
@@ -85,6 +93,8 @@ async def deploy(folder: Folder, place: State, paused: bool | None, command: str
             paused=halted,
             enforce_parameter_schema=True,
         )
+        if dead:
+            await bury(client, id_, dead)
         notifications = await _notify(client, folder.study.name, str(id_), webhooks)
     tick = None if halted else following(schedule, datetime.now(zone(schedule))).isoformat()
     name = f"{FLOW}/{folder.study.name}"
@@ -101,6 +111,20 @@ async def remove(folder: Folder) -> bool:
         if found is not None:
             await client.delete_deployment(found.id)
         return found is not None
+
+
+async def bury(
+    client: PrefectClient, deployment: UUID, states: Sequence[str] = RUNNING, but: UUID | None = None
+) -> None:
+    """Mark the deployment's flow runs in those states as crashed, other than `but`: their processes are gone, and they hold its one slot."""
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.states import Crashed
+
+    wanted: Any = {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": list(states)}}}
+    for dead in await client.read_flow_runs(flow_run_filter=FlowRunFilter(**wanted)):
+        if dead.id != but:
+            crashed = Crashed(message="its process died; the study goes on from the ledger")
+            await client.set_flow_run_state(dead.id, crashed, force=True)
 
 
 def addresses(schedule: Schedule) -> tuple[str, ...]:
