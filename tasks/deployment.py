@@ -5,11 +5,9 @@ Everything is found by its name before it is made, so that deploying again chang
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from fedrounds.core.errors import ServiceError, StudyError
 from fedrounds.core.operations import Schedule
 from fedrounds.tasks.calendar import ANCHOR, following, zone
 from fedrounds.tasks.folder import Folder, State
+from fedrounds.tasks.notify import addresses, notify
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -26,16 +25,6 @@ if TYPE_CHECKING:
 
 FLOW, ENTRYPOINT = "study", "fedrounds.flows.scheduled.scheduled"
 POOL = "hospitals"
-WATCHED = {  # what an automation is called -> the states it waits for
-    "missed": ("Late",),
-    "failed": ("Failed", "Crashed"),
-    "held": ("Held",),
-}
-PAYLOAD = """{{ {
-  "text": "Fedrounds, %(study)s: " ~ flow_run.name ~ " is " ~ flow_run.state.name ~ " — " ~ (flow_run.state.message or ""),
-  "study": "%(study)s", "state": flow_run.state.name, "message": flow_run.state.message or "",
-  "flow_run": flow_run.id|string, "name": flow_run.name, "at": flow_run.state.timestamp|string
-} | tojson }}"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ async def deploy(
         )
         if dead:
             await bury(client, id_, dead)
-        notifications = await _notify(client, folder.study.name, str(id_), webhooks)
+        notifications = await notify(client, folder.study.name, str(id_), webhooks)
     tick = None if halted else following(schedule, datetime.now(zone(schedule))).isoformat()
     name = f"{FLOW}/{folder.study.name}"
     return Deployed(str(id_), name, before is None, halted, _words(schedule), tick, tuple(notifications))
@@ -107,7 +96,7 @@ async def remove(folder: Folder) -> bool:
 
     async with get_client() as client:
         found = await _find(client, folder.study.name)
-        await _notify(client, folder.study.name, "", ())
+        await notify(client, folder.study.name, "", ())
         if found is not None:
             await client.delete_deployment(found.id)
         return found is not None
@@ -125,20 +114,6 @@ async def bury(
         if dead.id != but:
             crashed = Crashed(message="its process died; the study goes on from the ledger")
             await client.set_flow_run_state(dead.id, crashed, force=True)
-
-
-def addresses(schedule: Schedule) -> tuple[str, ...]:
-    """Every webhook, each once. Raises StudyError if the variable that `notify_env` names holds none."""
-    secret = ()
-    if schedule.notify_env is not None:
-        value = os.environ.get(schedule.notify_env, "")
-        if not re.match(r"https?://\S+$", value):
-            raise StudyError(
-                f"expected a webhook's address in the variable {schedule.notify_env} that `notify_env` of operations.toml names,"
-                " found none: set it where you deploy"
-            )
-        secret = (value,)
-    return tuple(dict.fromkeys((*schedule.notify, *secret)))
 
 
 SCHEMA = {
@@ -201,91 +176,23 @@ async def _find(client: PrefectClient, study: str) -> DeploymentResponse | None:
 
 
 async def _pool(client: PrefectClient) -> None:
-    """The pool, of processes. Another kind of the same name is somebody else's."""
+    """Make the pool, of processes, unless it is there. Another kind of the same name is somebody else's."""
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-    wanted = WorkPoolCreate(name=POOL, type="process", base_job_template=ProcessWorker.get_default_base_job_template())
     try:
-        await client.create_work_pool(wanted)
-    except ObjectAlreadyExists:
         found = await client.read_work_pool(POOL)
-        if found.type != "process":
-            raise ServiceError(
-                f"expected the work pool '{POOL}' to be of type process, found {found.type} on this server: rename that one"
-            ) from None
+    except ObjectNotFound:
+        from prefect.workers.process import ProcessWorker  # two seconds, for the one time that it is needed
 
-
-# --- who hears of it --------------------------------------------------------------------------------------------------
-
-
-async def _notify(client: PrefectClient, study: str, deployment: str, webhooks: Sequence[str]) -> list[str]:
-    """Make the automations and their webhooks as asked for, take away what is not; gives the names of what is there."""
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger
-
-    made = []
-    blocks = [await _webhook(client, study, address) for address in webhooks]
-    for what, states in WATCHED.items():
-        name = f"{study} · {what}"
-        there = await client.read_automations_by_name(name)
-        for extra in there if not blocks else there[1:]:
-            await client.delete_automation(extra.id)
-        if not blocks:
-            continue
-        wanted = AutomationCore(
-            name=name,
-            description=f"Tells whoever operations.toml names when a run of {study} is {' or '.join(states).lower()}",
-            trigger=EventTrigger(
-                expect={f"prefect.flow-run.{state}" for state in states},
-                match={"prefect.resource.id": "prefect.flow-run.*"},  # type: ignore[arg-type]
-                match_related={
-                    "prefect.resource.role": "deployment",
-                    "prefect.resource.id": f"prefect.deployment.{deployment}",
-                },  # type: ignore[arg-type]
-                posture="Reactive",  # type: ignore[arg-type]
-                threshold=1,
-                within=timedelta(0),
-            ),
-            actions=[
-                {"type": "call-webhook", "block_document_id": block, "payload": PAYLOAD % {"study": study}}  # type: ignore[list-item]
-                for block in blocks
-            ],
+        template = ProcessWorker.get_default_base_job_template()
+        with suppress(ObjectAlreadyExists):  # somebody was quicker
+            await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        found = await client.read_work_pool(POOL)
+    if found.type != "process":
+        raise ServiceError(
+            f"expected the work pool '{POOL}' to be of type process, found {found.type} on this server: rename that one"
         )
-        if there:
-            await client.update_automation(there[0].id, wanted)
-        else:
-            await client.create_automation(wanted)
-        made.append(name)
-    await _drop_webhooks(client, study, blocks)
-    return made
-
-
-def _prefix(study: str) -> str:
-    """How the names of a study's webhooks begin: small letters, digits and dashes, and its own whatever was replaced."""
-    plain = re.sub("[^a-z0-9]+", "-", study.lower()).strip("-")
-    return f"fedrounds-{plain}-{hashlib.sha256(study.encode()).hexdigest()[:6]}-"
-
-
-async def _webhook(client: PrefectClient, study: str, address: str) -> str:
-    """The block that holds the address, which Prefect encrypts; its name does not tell it."""
-    from prefect.blocks.webhook import Webhook
-
-    block = Webhook(method="POST", url=address, headers={"Content-Type": "application/json"})  # type: ignore[arg-type]
-    name = _prefix(study) + hashlib.sha256(address.encode()).hexdigest()[:8]
-    return str(await block.save(name, overwrite=True, client=client))
-
-
-async def _drop_webhooks(client: PrefectClient, study: str, kept: Sequence[str]) -> None:
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        found = await client.read_block_documents_by_type("webhook", include_secrets=False)
-    except ObjectNotFound:  # no webhook was ever made here
-        return
-    for block in found:
-        if (block.name or "").startswith(_prefix(study)) and str(block.id) not in kept:
-            await client.delete_block_document(block.id)
 
 
 def dumped(deployed: Deployed) -> dict[str, Any]:
