@@ -98,6 +98,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 arguments.json,
                 arguments.accept_drift,
             )
+        case "deploy":
+            from fedrounds.cli.deploy import deploy
+
+            what = arguments.what or "deploy"
+            return deploy(arguments.dir, arguments.data, arguments.state, what, arguments.port, arguments.json)
         case "expectations":
             from fedrounds.cli.expectations import draft
 
@@ -163,6 +168,18 @@ def _parser() -> argparse.ArgumentParser:
     anew.add_argument(
         "--accept-drift", action="store_true", help="the newest data are right: later ones are compared with them"
     )
+    deploy = command("deploy", "put the study's schedule on a Prefect server, or bring it up to date there")
+    what = deploy.add_mutually_exclusive_group()
+    for word, says in (
+        ("pause", "no tick until --resume"),
+        ("resume", "go on with the calendar"),
+        ("remove", "take the deployment and its notifications off the server; models and ledger stay"),
+        ("serve", "bring a Prefect server and a worker, here, until Ctrl-C"),
+    ):
+        what.add_argument(f"--{word}", dest="what", action="store_const", const=word, help=says)
+    deploy.add_argument(
+        "--port", type=_port, default=4200, metavar="PORT", help="of --serve, default 4200; 0 takes a free one"
+    )
     status = command("status", "where the study stands")
     promote = command("promote", "make the version that waits for approval champion, or any that was scored")
     which = promote.add_mutually_exclusive_group()
@@ -188,11 +205,11 @@ def _parser() -> argparse.ArgumentParser:
         "docs", "show a site's last validation in a folder of its own", group("site", "what a site keeps to itself")
     )
     docs.add_argument("--site", metavar="NAME", help="this site alone (default: every one)")
-    for made in (check, run, draft, docs):
+    for made in (check, run, deploy, draft, docs):
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, docs, status, promote, rollback, report, ui):
+    for made in (check, run, deploy, docs, status, promote, rollback, report, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

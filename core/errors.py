@@ -7,6 +7,7 @@
     ├── QuorumError         13  too few sites are left to close the round
     ├── UpdateRejected      14  a message is damaged, foreign, out of turn or not finite
     ├── StateError          15  the state folder cannot be used, another runner holds the study, or it does not stand as asked
+    │   └── StudyBusy           another runner holds the study
     ├── ServiceError        16  Prefect, MLflow or a helper process did not do its part
     └── DriftHold           17  drift beyond the study's limit holds the study
 
@@ -58,6 +59,10 @@ class StateError(FedroundsError):
     """The state folder cannot be used, another runner holds the study, or it does not stand as an act expects."""
 
     exit_code = 15
+
+
+class StudyBusy(StateError):
+    """Another runner works on the study; wait until it ends."""
 
 
 class ServiceError(FedroundsError):

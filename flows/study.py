@@ -33,6 +33,7 @@ from fedrounds.tasks import drift
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import visit as tasks
 from fedrounds.tasks.run import Run, opened, request_bytes
+from fedrounds.tasks.schedule import remember
 from fedrounds.tasks.verdict import markdown
 
 at_hand: ContextVar[Run | None] = ContextVar("at_hand", default=None)
@@ -67,6 +68,7 @@ async def carry(run: Run, more: int = 0) -> None:
     try:
         with tags(_tag(run)):
             await study(str(run.folder.path), more=more)
+        remember(run)
         run.ledger.note("finished", run.visit)  # nothing is left to do, now that Prefect shows it as completed
     except HTTPError as error:
         raise ServiceError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, delete, select, update
 
-from fedrounds.core.errors import StateError
+from fedrounds.core.errors import StateError, StudyBusy
 from fedrounds.ledger import schema
 from fedrounds.ledger.database import put
 
@@ -21,13 +21,13 @@ LEASE_S = 900  # how long a runner on another host is believed to live without a
 
 
 def take(connection: Connection, owner: str, lease_s: float, where: str, now: float) -> None:
-    """Give the lease to `owner`. Raises StateError if another one has it and lives: here by its process, elsewhere by its lease."""
+    """Give the lease to `owner`. Raises StudyBusy if another one has it and lives: here by its process, elsewhere by its lease."""
     held = connection.execute(select(schema.lease)).first()
     if held and held.owner != owner:
         here = held.host == platform.node()
         if (here and born(held.pid) == held.born) or (not here and held.expires > now):
             until = "" if here else f", its lease ends {_utc(held.expires)}"
-            raise StateError(
+            raise StudyBusy(
                 f"expected no other runner on this study, found one at work (pid {held.pid} on {held.host}, since "
                 f"{_utc(held.taken)}{until}) in {where}: wait until it ends, or end it"
             )

@@ -5,7 +5,6 @@ What was profiled is decided by the ledger; that data changed since, by fingerpr
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from fedrounds.core.drift import assess, values
 from fedrounds.core.errors import DriftHold, StateError
 from fedrounds.core.operations import Drift
 from fedrounds.core.study import Study
+from fedrounds.tasks.json_file import read_json, write_json
 
 if TYPE_CHECKING:
     from fedrounds.core.round import Closed
@@ -32,7 +32,7 @@ def due(run: Run) -> bool:
     """Whether a site that takes part has other data than those it was last profiled on."""
     if run.folder.operations.drift is None:
         return False
-    committed, kept = profiles(run.ledger), _kept(run)
+    committed, kept = profiles(run.ledger), read_json(run.place.profiles)
     nothing = {"visit": 0, "fingerprint": ""}
     last = {site: kept.get(site, nothing) for site in run.taking_part}
     return any(
@@ -48,12 +48,10 @@ def noted(run: Run, closed: Closed) -> dict[str, Any]:
     """
     if closed.ask != "profile":
         return {}
-    visit, kept = run.visit + 1, _kept(run)
+    visit, kept = run.visit + 1, read_json(run.place.profiles)
     asked = closed.profiles.keys() | closed.refused.keys()
     kept |= {site: {"visit": visit, "fingerprint": run.wards[site].fingerprint} for site in asked}
-    scratch = run.place.profiles.with_suffix(".new")
-    scratch.write_text(json.dumps(kept))
-    scratch.replace(run.place.profiles)
+    write_json(run.place.profiles, kept)
     own = {
         site: {name: [int(rows) for rows in cells] for name, cells in sums.items()}
         for site, sums in closed.profiles.items()
@@ -141,10 +139,3 @@ def beyond(calibration: Mapping[str, Any], limits: Drift) -> dict[str, Any] | No
 def _assessed(run: Run, known: Profiles) -> dict[str, Any]:
     limits = run.folder.operations.drift or Drift()
     return assess(run.folder.study, limits, known, reference(run.ledger, known), run.taking_part)
-
-
-def _kept(run: Run) -> dict[str, Any]:
-    try:
-        return json.loads(run.place.profiles.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}

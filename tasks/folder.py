@@ -17,6 +17,7 @@ from fedrounds.core.errors import StateError, StudyError
 from fedrounds.core.operations import Operations
 from fedrounds.core.study import Study
 from fedrounds.sources.site_file import SiteFile
+from fedrounds.tasks.calendar import check_calendar
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -101,6 +102,8 @@ def _agree(study: Study, operations: Operations, sites: Mapping[str, SiteFile]) 
         raise StudyError(
             f"expected `features` under [drift] in operations.toml to be of study.toml, found '{unknown[0]}': correct it, or drop it"
         )
+    if operations.schedule is not None:
+        check_calendar(operations.schedule)
     if isinstance(study.weights, dict) and set(study.weights) != set(sites):
         raise StudyError(
             f"expected `weights` in study.toml for {', '.join(sites)}, found {', '.join(study.weights)}: state one a site"

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class PrefectServer:
         services: whether schedules, automations, block types and their kin are served too; one run needs none of them.
         templates: a folder for an empty, migrated database: the first start leaves it there, later fresh homes copy it
             instead of running all of Prefect's migrations, which is most of a first start.
+        environment: further settings of the server.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class PrefectServer:
         ui: bool = True,
         services: bool = False,
         templates: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.home, self.log = Path(home).absolute(), Path(log).absolute()
         self.home.mkdir(parents=True, exist_ok=True)
@@ -112,7 +115,7 @@ class PrefectServer:
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=log_file,
-                env=self._environment(ui, services),
+                env={**self._environment(ui, services), **(environment or {})},
                 cwd=self.home,  # Prefect reads .env, prefect.toml and pyproject.toml where it starts
                 pass_fds=(listening.fileno(),),
                 start_new_session=True,
@@ -139,6 +142,10 @@ class PrefectServer:
     def api_url(self) -> str:
         """The value of PREFECT_API_URL; known before the server answers."""
         return f"http://{HOST}:{self.port}/api"
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it lives."""
+        return self._process.poll()
 
     def wait(self, timeout_s: float = 90) -> None:
         """Return when the server answers.

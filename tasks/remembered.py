@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedrounds.tasks.folder import Folder
 from fedrounds.tasks.frame import today
+from fedrounds.tasks.json_file import read_json, write_json
 from fedrounds.tasks.verdict import NO_SUITE, Verdict, broken, from_json
 from fedrounds.tasks.ward import Ward, changed
 
@@ -19,7 +20,7 @@ class Remembered:
     def __init__(self, folder: Folder, file: Path) -> None:
         self._folder, self._file = folder, file
         self._rules = folder.operations.gate.model_dump(mode="json", exclude={"suite", "rules"})
-        self._kept = _read(file)
+        self._kept = read_json(file)
         self._saved, self._new = 0.0, False
 
     def verdict(self, ward: Ward) -> Verdict | None:
@@ -45,10 +46,21 @@ class Remembered:
             self.save()
         return from_json(answer["verdict"])
 
+    def trained(self, site: str) -> str | None:
+        """What `keep_trained` was last given for a site."""
+        return self._kept.get(site, {}).get("trained")
+
+    def keep_trained(self, seen: Mapping[str, str]) -> None:
+        """Remember what the sites' last trained visit saw, at once."""
+        for site, digest in seen.items():
+            self._kept[site] = {**self._kept.get(site, {}), "trained": digest}
+        self._new = True
+        self.save()
+
     def save(self) -> None:
         """Write down what is new; what a dying process had not yet written is judged again."""
         if self._new:
-            _write(self._file, self._kept)
+            write_json(self._file, self._kept)
             self._saved, self._new = time.monotonic(), False
 
     def set_aside(self, ward: Ward) -> None:
@@ -59,16 +71,3 @@ class Remembered:
         """What a verdict depends on."""
         assert self._folder.suite is not None
         return {"fingerprint": ward.fingerprint, "suite": self._folder.suite.hash, "gate": self._rules}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _write(file: Path, value: dict[str, Any]) -> None:
-    scratch = file.with_suffix(".new")
-    scratch.write_text(json.dumps(value))
-    scratch.replace(file)

@@ -96,7 +96,7 @@ class Run:
         self.progress, self.shown = (
             "",
             0.0,
-        )  # Prefect's id of the artifact that shows how far this run is, and when it last moved
+        )  # Prefect's id of the artifact of how far this run is, and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
         self._gates = Gates(folder, state.log, QUIET)
@@ -187,7 +187,10 @@ class Run:
         if not more:
             return
         start, asked = self.ledger.noted("aim") or (0, 0)
-        if asked != more or not start <= self.state.round < start + more:
+        last = self.ledger.progress(besides="profile")
+        unclosed = last is not None and (self.ledger.noted("finished") or 0) < last.visit
+        end = start + more + unclosed  # all trained, but not closed: only the closing is left
+        if asked != more or not start <= self.state.round < end:
             start = self.state.round
             self.ledger.note("aim", [start, more])
         self.target = start + more

@@ -138,6 +138,9 @@ class Patient:
             assert ledger.head().state.model_digest == self.reference()
             assert ledger.unprojected() == []
         self._examine_mlflow()
+        self._examine_prefect()
+
+    def _examine_prefect(self) -> None:
         states = Counter(state for (state,) in self._ask("prefect/prefect.db", "select state_type from flow_run"))
         assert states["COMPLETED"] == 1
         assert states.keys() <= {"COMPLETED", "CRASHED", "FAILED"}
