@@ -346,22 +346,35 @@ def test_a_tick_that_fails_ends_in_one_line_and_a_webhook_hears_it(house, weekly
     operations.write_text(before)
 
 
-def test_a_held_tick_has_a_state_of_its_own_that_a_webhook_hears(house, weekly, hook):
-    from fedrounds.flows.scheduled import outcome_of
-
-    held = outcome_of(
-        DriftHold("expected a PSI of at most 0.25, found 0.41 for age at 'north': look, then accept it or mend it")
-    )
-    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2036-01-01T00:00:00Z"}}
-    run = house.ask(f"/deployments/{weekly[1]['id']}/create_flow_run", state=later)["id"]
-    house.ask(
-        f"/flow_runs/{run}/set_state",
-        force=True,
-        state={"type": held.type.value, "name": held.name, "message": held.said},
-    )
-    (told,) = until(lambda: hook.of("Held"))
-    assert (told["flow_run"], told["message"]) == (run, held.said)
-    assert house.run(run)["state_type"] == "FAILED"
+def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolled_back(house, hook, program, tmp_path):
+    folder = scheduled(tmp_path / "drifting", 1, interval="7d", notify=[hook.url])
+    with (folder / "operations.toml").open("a") as file:
+        file.write("\n[drift]\nhold = 0.25\n")
+    said = house.deploy(folder)
+    assert house.ended(house.trigger(said["id"]))["state"]["message"].startswith("round 0 → 1, new data at east")
+    append(folder, "east", "100,f,142,0.84,never,yes,yes", 300)  # allowed by the gate, and nothing like those before
+    held = [house.ended(house.trigger(said["id"])) for _ in range(2)]  # it is no less held for being known
+    for run in held:
+        assert (run["state_type"], run["state_name"]) == ("FAILED", "Held")
+        assert run["state"]["message"].startswith(
+            "expected new data like those of visit 2 (PSI of at most 0.25), found "
+        )
+        assert "at 'east' at" in run["state"]["message"]
+        assert "| rounds | no round trained |" in house.artifact(run["id"], "tick-drifting")
+    told = until(lambda: len(found := [it for it in hook.of("Held") if it["study"] == "drifting"]) == 2 and found)
+    assert [it["message"] for it in told] == [run["state"]["message"] for run in held]
+    accepted = program("run", folder, "--accept-drift")
+    assert (accepted.returncode, accepted.stderr) == (0, "")
+    with Ledger.open(folder / "mlruns" / "drifting" / "ledger.db") as ledger:
+        assert ledger.progress().round == kills.ROUNDS
+        assert [failure.reason for failure in ledger.failures()] == [run["state"]["message"] for run in held]
+        before = ledger.standing().champions[-2]
+    back = program("rollback", folder, "--reason", "the board wants to look again", "--by", "ada")
+    assert (back.returncode, back.stderr) == (0, "")
+    query = "select v.value from registered_model_aliases a join model_version_tags v on v.name = a.name and v.version = a.version"
+    with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
+        (found,) = store.execute(f"{query} where a.alias = 'champion' and v.key = 'fedrounds.round'").fetchone()
+    assert int(found) == before
 
 
 def test_errors_of_ours_end_a_tick_in_the_state_that_people_know():
