@@ -351,7 +351,7 @@ def write(total: int, number: int, grown: float, seconds: float, parts: list[str
 
 Written by `make fuzz` on {dt.date.today()}, commit {commit}, seed {number}, Python {platform.python_version()}, {seconds / 60:.1f} minutes.
 
-**{total:,} hostile inputs** (Hypothesis). No crash, no hang; the process grew by {grown:.0f} MB, most of it Hypothesis's own.
+**{total:,} hostile inputs** (Hypothesis). No crash, no hang; the process grew by {grown:.0f} MB.
 Every refusal was one of the {len(REASONS)} reasons in `benchmarks/fuzz.py`; any other ends the run.
 
 """
