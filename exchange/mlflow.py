@@ -16,6 +16,7 @@ from fedrounds.exchange.retry import TRIES, patiently
 API = "/api/2.0/mlflow-artifacts/artifacts"
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 TIMEOUT_S = 60.0
+CHUNK = 1 << 16
 
 
 class _Busy(Exception):
@@ -53,7 +54,15 @@ class Artifacts:
 
     def write(self, path: str, data: bytes) -> None:
         """Upload the bytes; the server shows them when all have come."""
-        self._ask("PUT", f"{API}/{self._root}/{path}", content=data)
+
+        def upload() -> None:
+            steps = (
+                data[start : start + CHUNK] for start in range(0, len(data), CHUNK)
+            )  # httpx copies what it has at each
+            url, length = f"{API}/{self._root}/{path}", {"Content-Length": str(len(data))}
+            self._done(self._http.put(url, content=steps, headers=length), absent=0)
+
+        self._patiently(upload)
 
     def read(self, path: str, largest: int) -> bytes | None:
         """Download the bytes."""

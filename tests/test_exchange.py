@@ -168,6 +168,7 @@ def mlflow_starting(scratch, database):
         "MLFLOW_AUTH_CONFIG_PATH": str(ini),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the test",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runners are half a dozen more processes, of no use here
     }
     env = (
         {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
