@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -141,7 +142,7 @@ def database(scratch):
             run(createdb, "-h", home, "-U", "fedrounds", name)
         yield lambda name: f"postgresql+psycopg2://fedrounds@/{name}?host={home}"
     finally:
-        server.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
+        server.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
         server.wait(30)
 
 
@@ -228,7 +229,7 @@ def sshd(scratch):
     try:
         wait_for(lambda: listens(port), process, log, 30)
         host_key = " ".join((home / "host.pub").read_text().split()[:2])
-        yield user, port, host_key, home
+        yield user, port, host_key, home, process
     finally:
         process.terminate()
         process.wait(10)
@@ -262,7 +263,7 @@ def places(request, scratch, mlflow_starting):
             case "object store":
                 return folder_at({"url": "memory://bucket/mail"}, None)
             case "sftp":
-                user, port, host_key, home = request.getfixturevalue("sshd")
+                user, port, host_key, home, _ = request.getfixturevalue("sshd")
                 words = {"host_key": host_key, "key_filename": str(home / "user")}
                 return folder_at({"url": f"sftp://{user}@127.0.0.1:{port}{home}/mail", **words}, home / "mail")
             case _:
@@ -278,13 +279,13 @@ def places(request, scratch, mlflow_starting):
     return place
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="module", params=BACKENDS)
 def place(request, places) -> Place:
-    """Each place in turn, MLflow last."""
+    """Each place in turn, all its tests together: MLflow, whose server starts meanwhile, is last."""
     return places(request.param)
 
 
-@pytest.fixture(params=FAR)
+@pytest.fixture(scope="module", params=FAR)
 def far(request, places) -> Place:
     """Each place that other processes reach."""
     return places(request.param)
@@ -633,6 +634,24 @@ def test_what_a_killed_write_has_left_in_a_folder_goes_with_the_object(places):
     place.site().put(name, b"whole")
     place.coordinator().drop(name)
     assert list((place.disk / name.folder).iterdir()) == []
+
+
+@pytest.mark.parametrize("backend", ["folder", "sftp"])
+def test_a_full_disk_leaves_nothing_and_says_so(places, sshd, backend):
+    """A limit on the size of a file stands for the disk: the process that writes gets an error in mid-piece."""
+    place, data = places(backend), big(0.5)
+    name = Name.of(data, next(rounds), 1, "reply")
+    process = os.getpid() if backend == "folder" else sshd[-1].pid
+    before = resource.prlimit(process, resource.RLIMIT_FSIZE)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(ServiceError, match=r"expected \w+ to hold the exchange, found \w+ 2 times"):
+            place.another(tries=2).put(name, data)
+    finally:
+        resource.prlimit(process, resource.RLIMIT_FSIZE, before)
+    assert place.site().get(name) is None
+    place.site().put(name, data)
+    assert place.site().get(name) == data
 
 
 class Broken:
