@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types bench soak lock clean
+.PHONY: run test lint types bench soak fuzz lock clean
 
 run: $(VENV)/ready ## the first study: real patients, simulated hospitals
 	$(BIN)/fedrounds run studies/diabetes --fresh
@@ -23,6 +23,9 @@ bench: $(VENV)/ready ## speed, as ratios; writes docs/benchmarks.md
 
 soak: $(VENV)/ready ## the long tests in full; writes docs/soak.md
 	$(BIN)/python benchmarks/soak.py
+
+fuzz: $(VENV)/ready ## hostile bytes against everything that reads them; writes docs/fuzz.md
+	$(BIN)/python benchmarks/fuzz.py
 
 lock: ## resolve pyproject.toml anew into requirements.lock
 	rm -rf $(VENV)-lock

@@ -43,6 +43,7 @@ class Algorithm(NamedTuple):
     ...     answer=lambda payload, memory, rows, rng: (memory, {"n": np.array([float(len(rows))])}),
     ...     fold=lambda state, replies: sum(float(sums["n"][0]) for _, sums in replies),
     ...     shapes=lambda exchange: {"n": (1,)},
+    ...     takes=lambda exchange: {},
     ... )
     >>> hospitals = {"east": [1, 2], "north": [3], "west": [4, 5, 6]}
     >>> count.fold(None, [(site, count.answer({}, {}, rows, None)[1]) for site, rows in hospitals.items()])
@@ -53,3 +54,6 @@ class Algorithm(NamedTuple):
     answer: Callable[[Payload, SiteState, Any, np.random.Generator], tuple[SiteState, Sums]]
     fold: Callable[[RunState, Iterable[tuple[str, Sums]]], Folded]  # replies one by one, in site order
     shapes: Callable[[int], Mapping[str, tuple[int, ...]]]  # exchange -> the arrays that a reply must hold
+    takes: Callable[
+        [int], Mapping[str, tuple[int, ...]]
+    ]  # exchange -> the arrays that a request must hold (`champion` may be absent)

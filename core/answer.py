@@ -45,9 +45,9 @@ def handle(
     sums: Sums = {}
     refusal = _refusal(request, data, plan, policy)
     if not refusal:
-        if isinstance(data, Cohort) and request.ask not in OF_TABLE:
-            data = encode(data, plan.study, request.arrays, plan.ones)
         with np.errstate(all="ignore"):  # what overflows is seen below
+            if isinstance(data, Cohort) and request.ask not in OF_TABLE:
+                data = encode(data, plan.study, request.arrays, plan.ones)
             after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
         if all(np.isfinite(array).all() for array in sums.values()):
             state, sums = after, withhold(sums, policy.minimum_patients)
@@ -65,6 +65,12 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
     """Why this request is not answered; empty if it is."""
     if request.study != plan.digest:
         return f"expected study {plan.digest[:12]}, was asked about {request.study[:12]}: the study file here is another one"
+    takes = plan.algorithms[request.ask].takes(request.exchange)
+    if not takes.keys() - {"champion"} <= request.arrays.keys() <= takes.keys():
+        return f"expected arrays {sorted(takes)}, was asked with {len(request.arrays)} others"
+    for name, array in request.arrays.items():
+        if array.shape != takes[name]:
+            return f"expected {name} of shape {takes[name]}, was asked with {array.shape}: the study file here is another one"
     train = int(np.count_nonzero(~data.valid)) if isinstance(data, Cohort) else len(data.y)
     if train < policy.minimum_patients:
         return below(policy)

@@ -8,7 +8,7 @@ replies of round r + 1, and `scoring` fetches those of the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -25,8 +25,12 @@ from fedrounds.core.server import ServerStep
 from fedrounds.core.state import RunState
 
 
-def scoring(family: Family, task: Task, classes: int, bins: int) -> Algorithm:
-    """Score the current model, and beside it the champion if that is another one; change nothing."""
+def scoring(family: Family, task: Task, classes: int, bins: int, agreed: Mapping[str, tuple[int, ...]]) -> Algorithm:
+    """Score the current model, and beside it the champion if that is another one; change nothing.
+
+    Args:
+        agreed: shapes of the preprocessing statistics, which every request carries.
+    """
 
     def ask(state: RunState) -> Payload:
         payload = {"theta": state.theta, **state.statistics}
@@ -56,7 +60,12 @@ def scoring(family: Family, task: Task, classes: int, bins: int) -> Algorithm:
         del exchange
         return {"scores": (SUMS,), "histogram": histogram_shape(task, classes, bins)}
 
-    return Algorithm(ask, answer, fold, shapes)
+    def takes(exchange: int) -> dict[str, tuple[int, ...]]:
+        del exchange
+        model = (family.layout.size,)
+        return {"theta": model, "champion": model, **agreed}
+
+    return Algorithm(ask, answer, fold, shapes, takes)
 
 
 def averaging(
@@ -103,7 +112,7 @@ def averaging(
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
         return {"delta": (family.layout.size,), "train": (2,), **score_only.shapes(exchange)}
 
-    return Algorithm(score_only.ask, answer, fold, shapes)
+    return Algorithm(score_only.ask, answer, fold, shapes, score_only.takes)
 
 
 def _keep(site: str, sums: Sums, scores: dict[str, tuple[Array, Array]], compared: dict[str, Array]) -> None:

@@ -81,6 +81,10 @@ def decode(data: bytes, kind: type[M], largest: int = LARGEST_MESSAGE) -> M:
             raise UpdateRejected(
                 f"expected header field '{name}' as {wanted.__name__}, found {type(value).__name__}: it was refused"
             )
+        if isinstance(value, int) and not 0 <= value < 1 << 32:
+            raise UpdateRejected(
+                f"expected header field '{name}' from 0 to 2^32 - 1, found another number: it was refused"
+            )
         if isinstance(value, str) and not (len(value) <= LONGEST_TEXT and value.isprintable()):
             raise UpdateRejected(
                 f"expected header field '{name}' of at most {LONGEST_TEXT} printable characters, found another text: it was refused"

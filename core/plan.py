@@ -85,7 +85,8 @@ def build(study: Study) -> Plan:
     classes = len(study.target.classes) if isinstance(study.target, Multiclass) else 2
     family = _family(study, len(columns), classes)
     step, bins = _server(study), study.validation.bins
-    score = scoring(family, study.target.kind, classes, bins)
+    agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
+    score = scoring(family, study.target.kind, classes, bins, agreed)
     train = averaging(
         score, family, _penalised(family, study.model.l2), _local(study), weighted_mean(), step, _weight(study)
     )

@@ -60,7 +60,11 @@ def profiling(study: Study) -> Algorithm:
         del exchange
         return {name: (count,) for name, count in cells.items()}
 
-    return Algorithm(ask, answer, fold, shapes)
+    def takes(exchange: int) -> dict[str, tuple[int, ...]]:
+        del exchange
+        return {"impute": (len(study.features),), "center": (width,), "scale": (width,)}
+
+    return Algorithm(ask, answer, fold, shapes, takes)
 
 
 def names_of(study: Study) -> dict[str, str]:

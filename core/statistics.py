@@ -45,7 +45,10 @@ def statistics(study: Study) -> Algorithm:
         first: dict[str, tuple[int, ...]] = {"observed": (features,), "sum": (features,), "levels": (levels,)}
         return first if exchange == 0 else {"n": (1,), "sum": (width,), "square": (width,)}
 
-    return Algorithm(ask, answer, fold, shapes)
+    def takes(exchange: int) -> dict[str, tuple[int, ...]]:
+        return {} if exchange == 0 else {"impute": (features,), "about": (width,)}
+
+    return Algorithm(ask, answer, fold, shapes, takes)
 
 
 def _observed(values: Array, study: Study) -> Sums:

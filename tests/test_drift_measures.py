@@ -145,7 +145,7 @@ def cohort(rng: np.random.Generator, rows: int, shift: float = 0.0) -> Cohort:
 
 def profile(plan, data: Cohort, minimum: int = 10) -> dict[str, list[float]]:
     """What a site answers, as the ledger keeps it."""
-    state = plan.start({"impute": np.zeros(3), "center": np.zeros(5), "scale": np.ones(5)})
+    state = plan.start(plan.no_statistics())
     asking = open_round(state, plan, "profile", [data.site])
     policy = Policy(minimum_patients=minimum)
     reply = handle(asking.request, {}, data, plan, policy, data.site, np.random.default_rng(0))[1]
