@@ -10,7 +10,6 @@ from typing import Any
 
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.folder import Folder
-from fedrounds.tasks.ward import Ward
 
 MANY = 200  # sites from which a second helper pays: below, its import takes longer than it spares
 
@@ -27,14 +26,18 @@ class Gates:
         self._helpers: list[Child | None] = [None] * (2 if len(folder.sites) >= MANY else 1)
         self._turns = itertools.cycle(range(len(self._helpers)))
 
-    def ask(self, ward: Ward) -> Future[dict[str, Any]]:
-        """A future of what the gate finds at a site. A helper that died is replaced by a new one."""
+    def ask(self, site: str, problem: str = "") -> Future[dict[str, Any]]:
+        """A future of what the gate finds at a site. A helper that died is replaced by a new one.
+
+        Args:
+            problem: how the site's table breaks the contract, where a ward has found that out already.
+        """
         turn = next(self._turns)
         helper = self._helpers[turn]
         if helper is None or helper.over:
             self._helpers[turn] = helper = Child("fedrounds.tasks.gate", self._log, self._env)
         data = None if self._folder.data == self._folder.path else str(self._folder.data)
-        request = {"folder": str(self._folder.path), "data": data, "site": ward.name, "problem": ward.problem}
+        request = {"folder": str(self._folder.path), "data": data, "site": site, "problem": problem}
         return helper.call(request)
 
     def kill(self) -> None:

@@ -112,7 +112,7 @@ class Run:
             self.track()  # opens MLflow's database, which takes its time too
         for name, ward in self.wards.items():
             if ward.fingerprint and name not in self._asked and self.remembered(ward) is None:
-                self._asked[name] = self._gates.ask(ward)
+                self._asked[name] = self._gates.ask(name, ward.problem)
 
     def close(self) -> None:
         self._gates.kill()
@@ -139,7 +139,7 @@ class Run:
 
     def ask_gate(self, ward: Ward) -> Any:
         """A future of the gate helper's answer for a site, which `warm_up` may have asked for already."""
-        return self._asked.pop(ward.name, None) or self._gates.ask(ward)
+        return self._asked.pop(ward.name, None) or self._gates.ask(ward.name, ward.problem)
 
     def judge(self, ward: Ward, answer: dict[str, Any]) -> Verdict:
         """Remember what the gate found, at the site."""
