@@ -119,7 +119,8 @@ class Patient:
 
     def _ask(self, database: str, query: str) -> list[tuple]:
         file = (self.state / database).resolve()
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=30)) as connection:
+        # rw: a writer that was killed may have left a journal, which whoever reads next has to roll back
+        with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True, timeout=30)) as connection:
             return connection.execute(query).fetchall()
 
     def _await(self, process: subprocess.Popen[str], there: Callable[[], object]) -> None:
