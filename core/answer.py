@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import numpy as np
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from fedrounds.core.algorithm import SiteState, Sums
 from fedrounds.core.messages import OF_TABLE, Reply, Request
@@ -18,10 +20,25 @@ class Policy(Frozen):
 
     `minimum_patients`: below it nothing about a group of patients leaves, be it the cohort, a level or the validation rows.
     `finest_bins`: score histograms no finer than this may leave (a run in one process lifts it).
+    `local_metrics`: whether the scores of a model on this hospital's validation rows may leave.
+    `families`, `algorithms`: the models and presets (or local rules) that it trains; none named: all.
+    `columns`: those of its table that a study may name; none named: all.
+    `studies`: the protocols that it takes part in, by the first 12 digits or more of their digest; none named: all.
+    `rounds_per_day`: training rounds that it answers between two midnights; 0: any number.
+    `approval`: whether a person here says yes: never, once for each protocol, or to each round.
+
+    From `columns` on an agent (`fedrounds site start`) heeds them; a run in one process does not.
     """
 
     minimum_patients: int = Field(default=10, ge=1)
     finest_bins: int = Field(default=50, ge=2)
+    local_metrics: bool = True
+    families: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    studies: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")], ...] = ()
+    rounds_per_day: int = Field(default=0, ge=0)
+    approval: Literal["auto", "once", "every_round"] = "auto"
 
 
 def handle(
@@ -50,7 +67,7 @@ def handle(
                 data = encode(data, plan.study, request.arrays, plan.ones)
             after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
         if all(np.isfinite(array).all() for array in sums.values()):
-            state, sums = after, withhold(sums, policy.minimum_patients)
+            state, sums = after, withhold(sums, policy.minimum_patients, scores=policy.local_metrics)
         else:
             refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
     return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)
@@ -65,6 +82,10 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
     """Why this request is not answered; empty if it is."""
     if request.study != plan.digest:
         return f"expected study {plan.digest[:12]}, was asked about {request.study[:12]}: the study file here is another one"
+    if request.ask not in plan.algorithms:
+        return f"expected to be asked for one of {', '.join(plan.algorithms)}, was asked for '{request.ask}'"
+    if foreign := _foreign(plan, policy):
+        return foreign
     takes = plan.algorithms[request.ask].takes(request.exchange)
     if not takes.keys() - {"champion"} <= request.arrays.keys() <= takes.keys():
         return f"expected arrays {sorted(takes)}, was asked with {len(request.arrays)} others"
@@ -76,4 +97,15 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
         return below(policy)
     if plan.bins > policy.finest_bins and request.ask not in OF_TABLE:
         return f"score histograms of {plan.bins} bins are finer than the {policy.finest_bins} that the site allows"
+    return ""
+
+
+def _foreign(plan: Plan, policy: Policy) -> str:
+    """Why this kind of study is none that the site takes part in; empty if it is."""
+    family, algorithm = plan.study.model.kind, plan.study.algorithm
+    if policy.families and family not in policy.families:
+        return f"its model is {family}: the site trains {', '.join(policy.families)} alone"
+    names = {algorithm.preset, algorithm.local.kind}
+    if policy.algorithms and not names & set(policy.algorithms):
+        return f"its algorithm is {algorithm.preset or algorithm.local.kind}: the site trains by {', '.join(policy.algorithms)} alone"
     return ""

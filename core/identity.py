@@ -150,6 +150,14 @@ def verify(public: bytes, about: About, signed: bytes, largest: int = LARGEST_ME
     return payload
 
 
+def claim(signed: bytes, largest: int = LARGEST_MESSAGE) -> About:
+    """What an envelope says that it is about, whoever signed it: to be given to `verify` once it was found to be what one waits for.
+
+    Raises UpdateRejected where it says nothing that can be read, or is larger than `largest`.
+    """
+    return _read(_parts(signed, largest)[0]).about
+
+
 @dataclass(frozen=True)
 class _Found:
     """What a statement says."""

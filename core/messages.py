@@ -27,7 +27,7 @@ LARGEST_HEADER = 1 << 20
 LONGEST_TEXT = 1000
 LARGEST_MESSAGE = 1 << 30
 
-Ask = Literal["statistics", "train", "score", "profile"]
+Ask = Literal["gate", "statistics", "train", "score", "profile"]
 OF_TABLE: frozenset[Ask] = frozenset({"statistics", "profile"})  # asked about the clean table, before any preprocessing
 
 
@@ -57,13 +57,39 @@ class Reply:
     arrays: Mapping[str, Array]
 
 
-M = TypeVar("M", Request, Reply)
+@dataclass(frozen=True)
+class Finding:
+    """What a site answers to `gate`: its gate's verdict on its data, or a refusal with its reason (then the verdict is empty).
+
+    `fresh` says that the data are other ones than those it was last profiled on: yes or no, and nothing about them.
+    """
+
+    study: str
+    round: int
+    exchange: int
+    ask: Ask
+    base: str
+    site: str
+    refusal: str
+    fresh: bool
+    verdict: Mapping[str, Any]
 
 
-def encode(message: Request | Reply) -> bytes:
+Message = Request | Reply | Finding
+M = TypeVar("M", Request, Reply, Finding)
+TYPES: Mapping[str, type] = {
+    "round": int,
+    "exchange": int,
+    "fresh": bool,
+    "verdict": dict,
+}  # of header fields; the others are text
+
+
+def encode(message: Message) -> bytes:
     """The message as bytes; the same message always gives the same bytes."""
     header = {field.name: getattr(message, field.name) for field in fields(message) if field.name != "arrays"}
-    return pack({"kind": type(message).__name__} | header, message.arrays)
+    arrays: Mapping[str, Array] = {} if isinstance(message, Finding) else message.arrays
+    return pack({"kind": type(message).__name__} | header, arrays)
 
 
 def decode(data: bytes, kind: type[M], largest: int = LARGEST_MESSAGE) -> M:
@@ -71,17 +97,17 @@ def decode(data: bytes, kind: type[M], largest: int = LARGEST_MESSAGE) -> M:
     header, arrays = unpack(data, largest)
     if header.pop("kind", None) != kind.__name__:
         raise UpdateRejected(f"expected a {kind.__name__}, found another kind of message: it was refused")
-    types = {"round": int, "exchange": int}
-    expected = {field.name for field in fields(kind)} - {"arrays"}
+    names = {field.name for field in fields(kind)}
+    expected = names - {"arrays"}
     if set(header) != expected:
         raise UpdateRejected(f"expected header fields {sorted(expected)}, found {len(header)} others: it was refused")
     for name, value in header.items():
-        wanted = types.get(name, str)
+        wanted = TYPES.get(name, str)
         if type(value) is not wanted:
             raise UpdateRejected(
                 f"expected header field '{name}' as {wanted.__name__}, found {type(value).__name__}: it was refused"
             )
-        if isinstance(value, int) and not 0 <= value < 1 << 32:
+        if wanted is int and not 0 <= value < 1 << 32:
             raise UpdateRejected(
                 f"expected header field '{name}' from 0 to 2^32 - 1, found another number: it was refused"
             )
@@ -93,7 +119,11 @@ def decode(data: bytes, kind: type[M], largest: int = LARGEST_MESSAGE) -> M:
         raise UpdateRejected(
             f"expected to be asked for one of {', '.join(get_args(Ask))}, found something else: it was refused"
         )
-    return kind(**header, arrays=arrays)
+    if "arrays" in names:
+        header["arrays"] = arrays
+    elif arrays:
+        raise UpdateRejected(f"expected a {kind.__name__} without arrays, found {len(arrays)}: it was refused")
+    return kind(**header)
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:

@@ -118,9 +118,7 @@ class Schedule(Frozen):
     @property
     def interval_s(self) -> int | None:
         """Seconds between two ticks, None where a cron says when."""
-        if self.interval is None:
-            return None
-        return int(self.interval[:-1]) * {"m": 60, "h": 3600, "d": 86_400}[self.interval[-1]]
+        return None if self.interval is None else seconds(self.interval)
 
 
 class Drift(Frozen):
@@ -144,8 +142,43 @@ class Drift(Frozen):
         return self
 
 
+class Federation(Frozen):
+    """How a coordinator waits for hospitals that are really apart.
+
+    Args:
+        deadline: how long a question stays open ("30s", "10m", "12h"); then it closes with whoever answered, if they are a quorum.
+        attempts: how often a question without a quorum is asked before the run ends; the next run goes on from there.
+        poll: seconds between two looks for replies.
+        patience: how long a run waits for a database or a server that went away.
+    """
+
+    deadline: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,3}[smhd]$")] = "10m"
+    attempts: int = Field(default=3, ge=1, le=100)
+    poll: float = Field(default=0.2, ge=0.01, le=60)
+    patience: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,3}[smhd]$")] = "1h"
+
+    @property
+    def deadline_s(self) -> int:
+        """The deadline in seconds."""
+        return seconds(self.deadline)
+
+    @property
+    def patience_s(self) -> int:
+        """The patience in seconds."""
+        return seconds(self.patience)
+
+
+def seconds(span: str) -> int:
+    """A span such as "10m" in seconds.
+
+    >>> seconds("90s"), seconds("2h")
+    (90, 7200)
+    """
+    return int(span[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[span[-1]]
+
+
 class Operations(Frozen):
-    """Roster, rounds, gate, quorum, promotion, schedule, drift."""
+    """Roster, rounds, gate, quorum, promotion, schedule, drift; how long hospitals that are apart are waited for."""
 
     rounds: int = Field(ge=1, le=100_000)
     sites: tuple[Name, ...] | None = None
@@ -154,6 +187,7 @@ class Operations(Frozen):
     promotion: Promotion = Promotion()
     schedule: Schedule | None = None
     drift: Drift | None = None
+    federation: Federation = Federation()
 
     def quorum_of(self, sites: int) -> int:
         """Sites that must take part, out of a roster of `sites`; a fraction is rounded up."""

@@ -134,6 +134,12 @@ class Exchange:
         """Names of the whole objects in a folder and the folders in it, in order. Raises UpdateRejected if it is no folder."""
         return sorted(self._found(folder_of(folder)))
 
+    def folders(self, folder: str = "") -> list[str]:
+        """What folders are directly in a folder, in order; what is in them is not looked at."""
+        inside = self.store.scan(folder_of(folder))
+        paths = [f"{folder}/{child}" if folder else child for child, size in inside.items() if size is None]
+        return sorted(path for path in paths if _is(folder_of, path))
+
     def drop(self, name: Name) -> None:
         """Have the object gone: its name first, so that it reads as absent at once; then the rest, also what a broken `put` left."""
         self.store.remove(f"{name.folder}/{name.digest}")

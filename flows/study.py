@@ -7,7 +7,6 @@ the wards of this process, and the ledger alone decides what is still to do.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -26,15 +25,18 @@ from prefect.states import Crashed
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.messages import Ask
 from fedrounds.core.round import Asking
+from fedrounds.flows import by_mail
 from fedrounds.flows.show import show
+from fedrounds.flows.step import do, key, tag
 from fedrounds.reports.drift import drift_table
 from fedrounds.reports.summary import markdown_table
 from fedrounds.tasks import drift
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import visit as tasks
+from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.run import Run, opened, request_bytes
 from fedrounds.tasks.schedule import remember
-from fedrounds.tasks.verdict import markdown
+from fedrounds.tasks.verdict import Verdict, markdown
 
 at_hand: ContextVar[Run | None] = ContextVar("at_hand", default=None)
 """A run that the caller has opened already (the command line has, to be quick); a worker's flow opens its own."""
@@ -66,7 +68,7 @@ async def carry(run: Run, more: int = 0) -> None:
     """
     at_hand.set(run)
     try:
-        with tags(_tag(run)):
+        with tags(tag(run)):
             await study(str(run.folder.path), more=more)
         remember(run)
         run.ledger.note("finished", run.visit)  # nothing is left to do, now that Prefect shows it as completed
@@ -83,8 +85,9 @@ async def rounds(run: Run, more: int) -> None:
     if not run.state.statistics:
         await visit(run, "statistics", tasks.statistics)
     await watch(run)
-    for group in run.groups(run.taking_part):
-        await do(run, tasks.preprocess, group, run)
+    if not isinstance(run, Correspondence):
+        for group in run.groups(run.taking_part):
+            await do(run, tasks.preprocess, group, run)
     run.aim(more)
     while run.state.round < run.target:
         await visit(run, "train", tasks.fit)
@@ -97,46 +100,32 @@ async def rounds(run: Run, more: int) -> None:
 async def begin(run: Run) -> None:
     """Mark the lineage's flow runs that died before this one as crashed: Prefect would show them running for ever."""
     run.flow_run = str(flow_run.id)
-    open_still: Any = {"tags": {"all_": [_tag(run)]}, "state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
+    open_still: Any = {"tags": {"all_": [tag(run)]}, "state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
     async with get_client() as client:
         for dead in await client.read_flow_runs(flow_run_filter=FlowRunFilter(**open_still)):
             if dead.id != UUID(run.flow_run):
                 crashed = Crashed(message="its process died; the study went on from the ledger")
                 await client.set_flow_run_state(dead.id, crashed, force=True)
-        if _tag(run) not in flow_run.tags:  # started by a worker
-            await client.update_flow_run(UUID(run.flow_run), tags=[*flow_run.tags, _tag(run)])
-
-
-def _tag(run: Run) -> str:
-    """What the Prefect UI shows on a flow run: the name of its lineage's run in MLflow."""
-    return f"{run.folder.study.name} · {run.lineage.lineage[:6]}"
-
-
-def _key(what: str, run: Run) -> str:
-    """An artifact's key, the study's own on a server that several share: small letters, digits and dashes."""
-    return f"{what}-{re.sub('[^a-z0-9]+', '-', run.folder.study.name.lower())}".strip("-")
-
-
-async def do(run: Run, what: Task[..., Any], *arguments: Any) -> Any:
-    """Call a task, and count it: the command line waits until Prefect has stored them all."""
-    run.tasks += 1
-    await asyncio.sleep(0)  # Prefect's tasks never yield: here a cancellation can arrive
-    return await what(*arguments)
+        if tag(run) not in flow_run.tags:  # started by a worker
+            await client.update_flow_run(UUID(run.flow_run), tags=[*flow_run.tags, tag(run)])
 
 
 async def admit(run: Run) -> None:
-    """Load every site's rows, pass them through the gate, apply the policy."""
+    """Every site's verdict on its rows, and the policy."""
     run.warm_up()
+    with run.clock("gate"):
+        found = await (by_mail.verdicts(run) if isinstance(run, Correspondence) else verdicts(run))
+    await acreate_markdown_artifact(markdown(found), key=key("gate", run), description="What each site's gate found")
+    run.admit({verdict.site: verdict for verdict in found})
+
+
+async def verdicts(run: Run) -> list[Verdict]:
+    """Load the rows of the sites of this process, and pass them through the gate."""
     groups = run.groups(list(run.wards))
     for group in groups:
         await do(run, tasks.load, group)
-    with run.clock("gate"):
-        found = await asyncio.gather(*(do(run, tasks.gate, run, group) for group in groups))
-    verdicts = [verdict for group in found for verdict in group]
-    await acreate_markdown_artifact(
-        markdown(verdicts), key=_key("gate", run), description="What each site's gate found"
-    )
-    run.admit({verdict.site: verdict for verdict in verdicts})
+    found = await asyncio.gather(*(do(run, tasks.gate, run, group) for group in groups))
+    return [verdict for group in found for verdict in group]
 
 
 async def watch(run: Run) -> None:
@@ -154,7 +143,7 @@ async def watch(run: Run) -> None:
     if changed:
         table = drift_table(run.folder.study, found)
         await acreate_markdown_artifact(
-            table, key=_key("drift", run), description="How far each site's data have drifted"
+            table, key=key("drift", run), description="How far each site's data have drifted"
         )
         tell(run, "warned", drift.warning(run.folder.study, found))
     if found["held"]:
@@ -177,13 +166,17 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
     asking = run.open(ask)
     number = asking.request.round
     while isinstance(asking, Asking):
-        request = request_bytes(asking)
-        replies = [
-            reply for group in run.groups(asking.sites) for reply in await do(run, carry, group, request, number)
-        ]
+        by_post = isinstance(run, Correspondence)
+        replies = await (by_mail.carried(run, asking) if by_post else carried(run, asking, carry))
         asking = await do(run, tasks.aggregate, run, asking, replies, number)
     await do(run, tasks.track, run, number)
-    await show(run, _key("", run))
+    await show(run, key("", run))
+
+
+async def carried(run: Run, asking: Asking, carry: Task[..., Any]) -> list[bytes]:
+    """The replies of the sites of this process to an open exchange."""
+    request, number = request_bytes(asking), asking.request.round
+    return [reply for group in run.groups(asking.sites) for reply in await do(run, carry, group, request, number)]
 
 
 @task(name="finish", task_run_name="baselines and reports", persist_result=False, cache_policy=NO_CACHE)
@@ -197,5 +190,5 @@ async def finish(run: Run) -> None:
     run.ledger.note("reports", tracked["reports"])
     table = markdown_table(run.folder.study, run.ledger.visits(), run.ledger.noted("baselines") or {})
     await acreate_markdown_artifact(
-        table, key=_key("result", run), description="The federated model beside what each site has alone"
+        table, key=key("result", run), description="The federated model beside what each site has alone"
     )

@@ -6,7 +6,7 @@ What was profiled is decided by the ledger; that data changed since, by fingerpr
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedrounds.core.calibration import Large, surely_beyond
@@ -30,8 +30,11 @@ Profiles = Mapping[int, Mapping[str, Any]]  # visit -> site -> its profile
 
 def due(run: Run) -> bool:
     """Whether a site that takes part has other data than those it was last profiled on."""
-    if run.folder.operations.drift is None:
-        return False
+    return run.folder.operations.drift is not None and run.unprofiled()
+
+
+def unprofiled(run: Run) -> bool:
+    """Whether a site of this process has other data than those it was last profiled on."""
     committed, kept = profiles(run.ledger), read_json(run.place.profiles)
     nothing = {"visit": 0, "fingerprint": ""}
     last = {site: kept.get(site, nothing) for site in run.taking_part}
@@ -48,16 +51,20 @@ def noted(run: Run, closed: Closed) -> dict[str, Any]:
     """
     if closed.ask != "profile":
         return {}
-    visit, kept = run.visit + 1, read_json(run.place.profiles)
-    asked = closed.profiles.keys() | closed.refused.keys()
-    kept |= {site: {"visit": visit, "fingerprint": run.wards[site].fingerprint} for site in asked}
-    write_json(run.place.profiles, kept)
+    visit = run.visit + 1
+    run.profiled(closed.profiles.keys() | closed.refused.keys(), visit)
     own = {
         site: {name: [int(rows) for rows in cells] for name, cells in sums.items()}
         for site, sums in closed.profiles.items()
     }
     found = _assessed(run, {**profiles(run.ledger), visit: own})
     return {"profile": own, "drift": found}
+
+
+def remember(run: Run, sites: Iterable[str], visit: int) -> None:
+    """Write down that sites of this process were profiled on a visit, which is not committed yet."""
+    asked = {site: {"visit": visit, "fingerprint": run.wards[site].fingerprint} for site in sites}
+    write_json(run.place.profiles, read_json(run.place.profiles) | asked)
 
 
 def standing(run: Run) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +63,23 @@ def read(path: Path, data: Path | None = None, with_suite: bool = True) -> Folde
     return Folder(path, data or path, study, operations, sites, _suite(path, operations) if with_suite else None)
 
 
+def read_protocol(path: Path, sites: Iterable[str] = ()) -> Folder:
+    """What a coordinator has of a study: no site file, since those are the hospitals' own.
+
+    Args:
+        sites: the roster that the operations must agree with, if it is known yet.
+
+    Raises StudyError with one line.
+    """
+    if not path.is_dir():
+        raise StudyError(f"expected a study folder, found none at {path}: name the folder that holds study.toml")
+    study, operations = _typed(path / "study.toml", Study), _typed(path / "operations.toml", Operations)
+    roster = tuple(sites)
+    if roster:
+        _agree(study, operations, roster)
+    return Folder(path, path, study, operations, {}, _suite(path, operations))
+
+
 def _sites(folder: Path, operations: Operations) -> dict[str, SiteFile]:
     files = sorted(folder.glob("*.toml"))
     if not files:
@@ -86,7 +103,7 @@ def _sites(folder: Path, operations: Operations) -> dict[str, SiteFile]:
     return {name: sites[name] for name in sorted(roster)}
 
 
-def _agree(study: Study, operations: Operations, sites: Mapping[str, SiteFile]) -> None:
+def _agree(study: Study, operations: Operations, sites: Collection[str]) -> None:
     """What no single file can see."""
     if study.name.lower() in RESERVED:
         raise StudyError(
@@ -134,6 +151,11 @@ def suite_in(file: Path, name: str) -> Suite:
         ) from None
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return Suite(name, document, hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def read_site(file: Path) -> SiteFile:
+    """A hospital's own file. Raises StudyError with one line, which shows nothing of what it holds."""
+    return _typed(file, SiteFile, name=file.stem)
 
 
 def _typed(file: Path, kind: type[T], **defaults: str) -> T:

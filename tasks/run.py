@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -83,7 +83,7 @@ class Run:
         head = ledger.head()
         self.visit = head.visit if head else 0
         self.state: RunState = present(ledger, head) if head else self.plan.start()
-        self.wards = dict(wards or {name: Ward(site, self.plan, folder.data) for name, site in folder.sites.items()})
+        self.wards = dict(wards if wards is not None else self._wards())
         self.verdicts: dict[str, Verdict] = {}
         self.new_verdicts: dict[str, Verdict] = {}
         self.excluded: list[str] = []
@@ -93,15 +93,16 @@ class Run:
         self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
         self.target = folder.operations.rounds  # rounds that this run goes to
         self.flow_run, self.tasks = "", 0  # Prefect's id of this run, and how many tasks it made
-        self.progress, self.shown = (
-            "",
-            0.0,
-        )  # Prefect's id of the artifact of how far this run is, and when it last moved
+        self.progress = ""  # Prefect's id of the artifact of how far this run is
+        self.shown = 0.0  # and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
         self._gates = Gates(folder, state.log, QUIET)
         self._track: Child | None = None
         self._tracking: Any = None
+
+    def _wards(self) -> Mapping[str, Ward]:
+        return {name: Ward(site, self.plan, self.folder.data) for name, site in self.folder.sites.items()}
 
     # --- helper processes ---------------------------------------------------------------------------------------------
 
@@ -237,6 +238,14 @@ class Run:
         self.on_visit(self)
         return closed
 
+    def unprofiled(self) -> bool:
+        """Whether a site that takes part has data that no profile has seen."""
+        return drift.unprofiled(self)
+
+    def profiled(self, sites: Iterable[str], visit: int) -> None:
+        """Remember that sites were profiled on a visit, which counts once it is in the ledger."""
+        drift.remember(self, sites, visit)
+
     @property
     def scored(self) -> bool:
         """Whether the present model was scored by the last visit."""
@@ -346,16 +355,21 @@ def opened(
     folder: Folder,
     state: State,
     on_visit: Listener | None = None,
-    wards: Mapping[str, Ward] | None = None,
+    wards: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
+    kind: type[Run] | None = None,
 ) -> Iterator[Run]:
-    """A run that holds the study's lease, and lets go of everything at the end, whatever happens."""
+    """A run that holds the study's lease, and lets go of everything at the end, whatever happens.
+
+    Args:
+        kind: of a run: one whose sites are in this process by default.
+    """
     os.environ.update(QUIET)
     ledger = Ledger.open(state.ledger)
     try:
         ledger.acquire()
         try:
-            run = Run(folder, state, ledger, on_visit, wards, clock)
+            run = (kind or Run)(folder, state, ledger, on_visit, wards, clock)
             try:
                 yield run
             finally:

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedrounds.core.errors import UpdateRejected
+
+MOST_FAILURES = 500  # of one verdict that comes from afar
 SMALLEST = 10  # counts below it, other than 0, are not shown
 
 
@@ -134,6 +137,40 @@ def from_json(document: Mapping[str, Any]) -> Verdict:
     """The verdict that `to_json` wrote."""
     failures = tuple(Failure(**failure) for failure in document["failures"])
     return Verdict(**{**document, "failures": failures})
+
+
+def received(site: str, document: Mapping[str, Any]) -> Verdict:
+    """The verdict that a hospital far away sent. Raises UpdateRejected unless it is one, in every part, of a size that people read."""
+    try:
+        listed = document["failures"]
+        verdict = from_json({**document, "failures": listed if isinstance(listed, list) else None})
+    except (KeyError, TypeError, ValueError):
+        raise UpdateRejected(
+            f"expected a gate's verdict from site '{site}', found another document: it was refused"
+        ) from None
+    texts = [
+        verdict.site,
+        verdict.note,
+        *(text for it in verdict.failures for text in (it.expectation, it.column or "", it.severity)),
+    ]
+    counts = [
+        verdict.checks,
+        verdict.quarantined,
+        *(n for it in verdict.failures for n in (it.element_count, it.unexpected_count)),
+    ]
+    sound = (
+        verdict.site == site
+        and len(verdict.failures) <= MOST_FAILURES
+        and all(isinstance(text, str) and len(text) <= 1000 and text.isprintable() for text in texts)
+        and all(n is None or (type(n) is int and 0 <= n < 1 << 40) for n in counts)
+        and all(type(flag) is bool for flag in (verdict.passed, *(it.per_row for it in verdict.failures)))
+        and {verdict.action, *(it.action for it in verdict.failures)} <= set(ACTIONS)
+    )
+    if not sound:
+        raise UpdateRejected(
+            f"expected a gate's verdict on '{site}', found one with words or counts that no gate says: it was refused"
+        )
+    return verdict
 
 
 def line(verdict: Verdict) -> str:

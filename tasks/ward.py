@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedrounds.core.answer import below, handle
+from fedrounds.core.algorithm import SiteState
+from fedrounds.core.answer import Policy, below, handle
 from fedrounds.core.errors import DataContractError
 from fedrounds.core.messages import OF_TABLE, Reply, Request, decode, encode
 from fedrounds.core.params import Array
@@ -25,16 +26,19 @@ IN_ONE_PROCESS = 10_000  # bins: nothing leaves the process, so score histograms
 class Ward:
     """One site: its rows, its policy, its answers."""
 
-    def __init__(self, site: SiteFile, plan: Plan, data: Path) -> None:
+    def __init__(self, site: SiteFile, plan: Plan, data: Path, policy: Policy | None = None) -> None:
+        """Args:
+        policy: what binds it; by default the site file's, with score histograms as fine as the study asks.
+        """
         self.name, self.site, self.plan, self.data = site.name, site, plan, data
-        self.policy = site.policy.model_copy(update={"finest_bins": IN_ONE_PROCESS})
+        self.policy = policy or site.policy.model_copy(update={"finest_bins": IN_ONE_PROCESS})
         self.cohort: Cohort | None = None
         self.rows: Rows | None = None
         self.fingerprint = ""
         self.problem = ""  # how the table breaks the contract; such a ward takes part in nothing
         self.aside: tuple[int, ...] = ()  # rows of the table that the gate set aside, by number
         self.bytes_in = self.bytes_out = 0
-        self._memory: Mapping[str, Array] = {}
+        self._memory: SiteState = {}
 
     def __repr__(self) -> str:
         return f"Ward({self.name})"
@@ -96,13 +100,17 @@ class Ward:
     def answer(self, request: bytes) -> bytes:
         """Answer one request."""
         with withheld(f"an answer of site '{self.name}'"):
-            asked = decode(request, Request)
-            data = self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
-            rng = self.plan.rng(asked.round, self.name)
-            self._memory, reply = handle(asked, self._memory, data, self.plan, self.policy, self.name, rng)
+            self._memory, reply = self.reply(decode(request, Request), self._memory)
             sent = encode(reply)
             self.bytes_in, self.bytes_out = len(request), len(sent)
             return sent
+
+    def reply(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
+        """Answer one request out of a memory; returns the one that it leaves."""
+        with withheld(f"an answer of site '{self.name}'"):
+            data = self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
+            rng = self.plan.rng(asked.round, self.name)
+            return handle(asked, memory, data, self.plan, self.policy, self.name, rng)
 
     def refusal(self) -> str:
         """Why the site cannot take part at all; empty if it can."""

@@ -21,8 +21,8 @@ LEVEL = {
     "sources": 1,
     "reports": 1,
     "expectations": 1,
+    "site": 1,
     "tasks": 2,
-    "site": 3,
     "flows": 3,
     "cli": 4,
 }

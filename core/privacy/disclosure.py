@@ -10,8 +10,11 @@ from fedrounds.core.params import Array, Vector
 MERGED = -1.0  # in a histogram: this cell's rows are counted with those of the cell before
 
 
-def withhold(sums: Sums, minimum: int) -> Sums:
+def withhold(sums: Sums, minimum: int, scores: bool = True) -> Sums:
     """The sums without what is about fewer than `minimum` patients.
+
+    Args:
+        scores: whether scores of a model at this site may leave; if not, they leave as of no rows.
 
     Guarantees:
         * a feature that fewer than `minimum` patients have a value of leaves as if none had (its sum would be theirs);
@@ -28,7 +31,7 @@ def withhold(sums: Sums, minimum: int) -> Sums:
         thinned["observed"], thinned["sum"] = np.where(few, 0.0, sums["observed"]), np.where(few, 0.0, sums["sum"])
         thinned["levels"] = np.where(sums["levels"] < minimum, 0.0, sums["levels"])
     for about, names in (("scores", ("scores", "histogram")), ("paired", ("paired",))):
-        if about in sums and sums[about][0] < minimum:
+        if about in sums and (sums[about][0] < minimum or not scores):
             thinned |= {name: np.zeros_like(sums[name]) for name in names}
     for name in [name for name in sums if name.startswith("cells.")]:
         thinned[name] = merge_cells(sums[name], minimum)

@@ -1,0 +1,201 @@
+"""What a hospital's agent remembers, in one SQLite file of its own that nobody else reads: replies, state, facts, and all that was asked.
+
+Guarantees:
+    * a reply and the state that comes with it are stored in one transaction, before either is of any effect: a killed agent sends the
+      same bytes again, or trains again from the same state by the same seed;
+    * at most one reply a (study, round, exchange, what was asked, base): whoever asks again gets the same bytes;
+    * state takes effect when a later round begins, which proves that its own has closed: a round that failed leaves none behind;
+    * what was asked and what became of it is never changed or removed.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedrounds.core.errors import StateError
+
+KEPT = 2  # rounds of which replies and states are kept, besides the newest: nobody asks for older ones again
+TABLES = """
+CREATE TABLE IF NOT EXISTS replies (
+    study TEXT, round INTEGER, exchange INTEGER, ask TEXT, base TEXT, reply BLOB NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (study, round, exchange, ask, base)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS states (study TEXT, round INTEGER, state BLOB NOT NULL, PRIMARY KEY (study, round)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS asked (
+    number INTEGER PRIMARY KEY, at REAL NOT NULL, name TEXT NOT NULL, study TEXT NOT NULL, round INTEGER NOT NULL, ask TEXT NOT NULL,
+    outcome TEXT NOT NULL, reason TEXT NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, seconds REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS asked_name ON asked (name);
+PRAGMA user_version = 1;
+"""
+
+
+class Question(NamedTuple):
+    """What a request asks, however often it is asked."""
+
+    study: str
+    round: int
+    exchange: int
+    ask: str
+    base: str
+
+
+class Asked(NamedTuple):
+    """A line for the hospital's IT: a request that came, and what became of it."""
+
+    at: float  # Unix seconds
+    name: str  # of the request in the mailbox, what it is known by
+    study: str
+    round: int
+    ask: str
+    outcome: (
+        str  # answered, again (the stored reply was sent once more), refused (with a reply), rejected (without one)
+    )
+    reason: str
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+
+
+class Book:
+    """The agent's memory. Any thread may use it, and several processes may read while one writes.
+
+    Raises StateError where the file cannot be used.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._lock = file, threading.Lock()
+        with self._one_line():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
+            file.chmod(0o600)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if found == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
+        if found > 1:
+            raise StateError(
+                f"expected a site's book of version 1 in {file}, found version {found}: install the release that wrote it, or a newer one"
+            )
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._db.close()
+
+    # --- replies and state --------------------------------------------------------------------------------------------
+
+    def reply(self, question: Question) -> bytes | None:
+        """The reply that was given, None if there was none."""
+        found = self._one(
+            "SELECT reply FROM replies WHERE (study, round, exchange, ask, base) = (?, ?, ?, ?, ?)", *question
+        )
+        return found[0] if found else None
+
+    def keep(self, question: Question, reply: bytes, state: bytes | None) -> None:
+        """Store a reply, and the state that it leaves behind if its round closes; what is old is forgotten."""
+        study, number = question.study, question.round
+        with self._write() as db:
+            db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", (*question, reply, time.time()))
+            if state is not None:
+                db.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (study, number, state))
+            db.execute("DELETE FROM replies WHERE study = ? AND round < ?", (study, number - KEPT))
+            db.execute(
+                "DELETE FROM states WHERE study = ?1 AND round < (SELECT max(round) FROM states WHERE study = ?1 AND round < ?2)",
+                (study, number - KEPT),
+            )
+
+    def state(self, study: str, number: int) -> bytes | None:
+        """The state that round `number` begins with: what the last round before it left."""
+        found = self._one(
+            "SELECT state FROM states WHERE study = ? AND round < ? ORDER BY round DESC LIMIT 1", study, number
+        )
+        return found[0] if found else None
+
+    def newest(self, study: str) -> int:
+        """The last round that a reply was given to, 0 before the first."""
+        return self._one("SELECT max(round) FROM replies WHERE study = ?", study)[0] or 0
+
+    # --- what was asked -----------------------------------------------------------------------------------------------
+
+    def note(self, asked: Asked) -> None:
+        """Write down a request and what became of it; the same request of the same outcome is one line."""
+        same = "SELECT 1 FROM asked WHERE name = ? AND outcome = ?"
+        with self._write() as db:
+            if not db.execute(same, (asked.name, asked.outcome)).fetchone():
+                db.execute("INSERT INTO asked VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", asked)
+
+    def dealt_with(self, name: str) -> bool:
+        """Whether a request has had its answer, or will never have one."""
+        return bool(self._one("SELECT 1 FROM asked WHERE name = ?", name))
+
+    def asked(self, limit: int = 20) -> list[Asked]:
+        """The last requests, the newest first."""
+        with self._read() as db:
+            rows = db.execute("SELECT * FROM asked ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
+        return [Asked(*row[1:]) for row in rows]
+
+    def trained(self, since: float) -> int:
+        """How many rounds were trained since a moment (Unix seconds)."""
+        rounds = "SELECT count(*) FROM (SELECT DISTINCT study, round FROM asked WHERE ask = 'train' AND outcome = 'answered' AND at >= ?)"
+        return self._one(rounds, since)[0]
+
+    def totals(self) -> dict[str, Any]:
+        """Requests by outcome, and bytes each way."""
+        with self._read() as db:
+            outcomes = dict(
+                db.execute("SELECT outcome, count(*) FROM asked GROUP BY outcome ORDER BY outcome").fetchall()
+            )
+        bytes_in, bytes_out = self._one("SELECT coalesce(sum(bytes_in), 0), coalesce(sum(bytes_out), 0) FROM asked")
+        return {"outcomes": outcomes, "bytes_in": bytes_in, "bytes_out": bytes_out}
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    def fact(self, key: str) -> Any:
+        """A small JSON value, None if there is none."""
+        found = self._one("SELECT value FROM facts WHERE key = ?", key)
+        return json.loads(found[0]) if found else None
+
+    def learn(self, key: str, value: Any) -> None:
+        """Keep a small JSON value in place of the last one."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _one(self, query: str, *values: Any) -> Any:
+        with self._read() as db:
+            return db.execute(query, values).fetchone()
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with self._one_line(), self._lock:
+            yield self._db
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._one_line(), self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(
+                f"expected a file that can be read and written at {self._file}, found: {error}: check its rights and the disk's free space"
+            ) from None

@@ -1,0 +1,108 @@
+"""A study whose hospitals are really apart: the same run, carried by mail. No Prefect in here.
+
+A question is put into every mailbox under a number that is never used again, and closes when all have answered, or at the deadline with a
+quorum. Nothing of a question that did not close is needed any more: after a crash the run asks anew, and a hospital that has answered
+before signs the very same bytes for the new number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedrounds.core.messages import Finding, Request, decode
+from fedrounds.tasks.desk import Desk, Question
+from fedrounds.tasks.run import Run
+from fedrounds.tasks.verdict import Verdict, received
+
+FRESH = (
+    "fresh data"  # the ledger's note: site -> the visit after which it said that it has other data than were profiled
+)
+AWAY = "no answer before the deadline"
+
+
+class Correspondence(Run):
+    """A run whose wards are desks: what a hospital says comes by mail, or not at all."""
+
+    wards: dict[str, Desk]  # type: ignore[assignment]
+
+    def baselines(self) -> None:
+        """Nobody has all the rows to compare with."""
+
+    # --- one question -------------------------------------------------------------------------------------------------
+
+    def question(self, request: Request) -> Question:
+        """The request under a number of its own, which is in the ledger before anybody hears of it."""
+        deadline = time.time() + self.folder.operations.federation.deadline_s
+        number = self.ledger.open_attempt(self.visit, b"", deadline)
+        self._looked_at = {name: set[str]() for name in self.wards}
+        return Question(self.visit + 1, number, request, deadline)
+
+    def gate_request(self) -> Request:
+        """With what every run begins: do the data of each hospital pass its gate?"""
+        return Request(self.state.study, self.state.round, 0, "gate", self.state.model_digest, {})
+
+    def send(self, question: Question, sites: Sequence[str]) -> None:
+        """Clear each mailbox of what is over, and put the question into it."""
+        for name in sites:
+            desk = self.wards[name]
+            for left in desk.sweep(question):
+                self.ledger.note_reply(
+                    left.attempt, 0, name, left.digest, "late", "it came after its question had closed", 0, 0
+                )
+            desk.ask(question)
+
+    def look(self, site: str, question: Question) -> bytes | None:
+        """What the site has answered, None while it has not; what is no answer is written down and passed over."""
+        desk, number, exchange = self.wards[site], question.attempt, question.request.exchange
+        for it in desk.received(question, self._looked_at[site]):
+            outcome = "refused" if it.refused else "taken"
+            self.ledger.note_reply(number, exchange, site, it.name, outcome, it.refused, it.size, desk.bytes_in)
+            if not it.refused:
+                desk.bytes_out = it.size
+                return it.message
+        return None
+
+    def unanswered(self, request: Request, found: int, quorum: int) -> None:
+        """Record a question that closed without a quorum, and is asked again."""
+        reason = f"expected answers of at least {quorum} sites before the deadline, found {found}: asked again"
+        self.ledger.fail(request.round, reason, self.started, request.ask)
+
+    def late(self, question: Question) -> bool:
+        """Whether the question's time is over, by the coordinator's clock alone."""
+        return time.time() >= question.deadline
+
+    # --- the gate -----------------------------------------------------------------------------------------------------
+
+    def found(self, findings: Sequence[bytes]) -> dict[str, Verdict]:
+        """The verdicts that came. Who refused, or did not answer, is asked in the rounds all the same: it may be back by then.
+
+        Which hospitals have data that no profile has seen yet is kept in the ledger, with the visit after which they said so.
+        """
+        said = [decode(message, Finding) for message in findings]
+        fresh = {it.site: self.visit for it in said if it.fresh}
+        if fresh:
+            self.ledger.note(FRESH, (self.ledger.noted(FRESH) or {}) | fresh)
+        return {it.site: received(it.site, it.verdict) for it in said if not it.refusal}
+
+    def unprofiled(self) -> bool:
+        """Whether a hospital that takes part has said that it has data which no profile has seen."""
+        profiled = {
+            site: entry.visit for entry in self.ledger.visits(ask="profile") for site in entry.record["profile"]
+        }
+        fresh = self.ledger.noted(FRESH) or {}
+        return any(profiled.get(site, -1) <= fresh.get(site, -1) or site not in profiled for site in self.taking_part)
+
+    def profiled(self, sites: Iterable[str], visit: int) -> None:
+        """The ledger's own profiles say it."""
+
+    def unheard(self, findings: Sequence[bytes]) -> Mapping[str, str]:
+        """Who gave no verdict, and why."""
+        said = {it.site: it.refusal for it in (decode(message, Finding) for message in findings)}
+        return {name: said.get(name, AWAY) for name in self.wards if said.get(name, AWAY)}
+
+
+def spoken(unheard: Mapping[str, Any]) -> str:
+    """Who gave no verdict, in a line."""
+    return "; ".join(f"{site}: {reason}" for site, reason in unheard.items())

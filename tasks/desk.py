@@ -1,0 +1,129 @@
+"""A hospital out in the world, as its coordinator sees it: a name, a key, a mailbox, and what came of the last question. No rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from fedrounds.core import identity
+from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.identity import ENVELOPE, About
+from fedrounds.core.messages import LARGEST_HEADER, Finding, Reply, Request, decode, encode
+from fedrounds.core.plan import Plan
+from fedrounds.core.round import check
+from fedrounds.exchange.exchange import Exchange
+from fedrounds.exchange.name import Name, folder
+
+MOST_OBJECTS = 8  # of one site in answer to one question; more are not read
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request to every taking-part site: what the ledger calls it, and its words."""
+
+    visit: int
+    attempt: int
+    request: Request
+    deadline: float  # Unix seconds, by the coordinator's clock
+
+    def about(self, site: str, direction: identity.Direction) -> About:
+        """What the envelope of a request to a site, or of its reply, says."""
+        asked = self.request
+        return About(asked.study, asked.round, self.attempt, asked.exchange, site, direction, asked.base)
+
+    def folder(self, phase: str) -> tuple[int, int, str]:
+        """Where in a mailbox its requests or replies are."""
+        return self.visit, self.attempt % 1000, f"{phase}-{self.request.exchange}"
+
+
+@dataclass(frozen=True)
+class Received:
+    """What came of a site: the bytes of a message that keeps to the question, or why they were refused."""
+
+    name: str  # the object's digest
+    message: bytes
+    refused: str
+    size: int  # bytes that came
+
+
+class Desk:
+    """One hospital of the roster.
+
+    Args:
+        public: its public key, 32 bytes.
+        key: the coordinator's private key.
+    """
+
+    def __init__(self, name: str, mailbox: Exchange, public: bytes, key: bytes, plan: Plan) -> None:
+        self.name, self.mailbox, self.plan = name, mailbox, plan
+        self._public, self._key = public, key
+        self.cohort = self.rows = None  # they are at the hospital, and stay there
+        self.fingerprint = self.problem = ""
+        self.bytes_in = self.bytes_out = 0  # as a ward counts them: to the site, from the site
+        self.fresh = False  # it has data that no profile has seen
+
+    def __repr__(self) -> str:
+        return f"Desk({self.name})"
+
+    def ask(self, question: Question) -> None:
+        """Put the question into the mailbox; again changes nothing. Raises ServiceError where the mailbox does not do its part."""
+        signed = identity.sign(self._key, question.about(self.name, "request"), encode(question.request))
+        self.bytes_in = len(signed)
+        self.mailbox.put(Name.of(signed, *question.folder("request")), signed)
+
+    def received(self, question: Question, known: set[str]) -> list[Received]:
+        """What has come since: each object once.
+
+        Args:
+            known: names of objects that were looked at already; what is looked at now is added.
+        """
+        found: list[Received] = []
+        for name in self.mailbox.list(folder(*question.folder("reply")))[:MOST_OBJECTS]:
+            if name.digest not in known:
+                known.add(name.digest)
+                found.append(self._looked_at(name, question))
+        return found
+
+    def _looked_at(self, name: Name, question: Question) -> Received:
+        try:
+            signed = self.mailbox.get(name, self._largest(question.request) + ENVELOPE)
+            if signed is None:
+                raise UpdateRejected(f"expected an object at {name.folder}, found none: it was dropped")
+            payload = identity.verify(self._public, question.about(self.name, "reply"), signed)
+            self._check(payload, question)
+        except UpdateRejected as error:
+            return Received(name.digest, b"", str(error), 0)
+        return Received(name.digest, payload, "", len(signed))
+
+    def _check(self, payload: bytes, question: Question) -> None:
+        """Raise UpdateRejected unless the payload is an answer to the question, of this site, in the expected shape."""
+        request = question.request
+        if request.ask == "gate":
+            found = decode(payload, Finding)
+            said = found.study, found.round, found.exchange, found.ask, found.base, found.site
+            if said != (request.study, request.round, request.exchange, request.ask, request.base, self.name):
+                raise UpdateRejected(
+                    f"expected what the gate of '{self.name}' found, found another message: it was refused"
+                )
+            return
+        shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
+        check(decode(payload, Reply), request, (self.name,), shapes)
+
+    def _largest(self, request: Request) -> int:
+        """Bytes that an answer can have at most."""
+        if request.ask == "gate":
+            return LARGEST_HEADER
+        shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
+        return LARGEST_HEADER + 8 * (sum(prod(shape) for shape in shapes.values()) + 16)
+
+    def sweep(self, question: Question) -> list[Name]:
+        """Drop what is left of other questions than this one; returns the replies among it: counted ones, and those that came too late."""
+        left: list[Name] = []
+        for place in self.mailbox.folders():
+            if place == folder(0):
+                continue
+            for name in self.mailbox.list(place):
+                if (name.round, name.attempt) != question.folder("any")[:2]:
+                    left += [name] if name.phase.startswith("reply-") else []
+                    self.mailbox.drop(name)
+        return left

@@ -1,0 +1,393 @@
+"""A hospital that takes part from afar: it looks into its mailbox, decides by its own policy, answers, and remembers. No Prefect in here.
+
+    hospital = Hospital(Path("site"))
+    while letter := hospital.look():
+        hospital.answer(letter)
+
+It runs installed code on data alone: a coordinator can ask only for what its algorithms know, of the table and the columns that site.toml
+names, and every request must bear the coordinator's signature.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from fedrounds.core import identity
+from fedrounds.core.algorithm import SiteState
+from fedrounds.core.errors import ServiceError, StudyError, UpdateRejected
+from fedrounds.core.identity import ENVELOPE, About
+from fedrounds.core.messages import Finding, Reply, Request, decode, encode, pack, unpack
+from fedrounds.core.plan import Plan, build
+from fedrounds.core.schedule import within
+from fedrounds.exchange.name import Name, folder
+from fedrounds.site.book import Asked, Book, Question
+from fedrounds.sources.site_file import SiteFile
+from fedrounds.tasks import package
+from fedrounds.tasks.folder import Folder, read_site
+from fedrounds.tasks.gates import Gates
+from fedrounds.tasks.mailboxes import mailbox_of, public_key_of, read_key
+from fedrounds.tasks.remembered import Remembered
+from fedrounds.tasks.verdict import Verdict, broken, line, to_json
+from fedrounds.tasks.ward import Ward
+from fedrounds.tasks.withheld import withheld
+
+LARGEST_REQUEST = 256 << 20  # bytes; what a coordinator may make a hospital read
+STUDY = (0, 0, "study")  # where the coordinator leaves the study itself
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A request that is the coordinator's, about this hospital, and not answered yet."""
+
+    name: Name
+    about: About
+    request: Request
+    size: int  # bytes that came
+
+    @property
+    def question(self) -> Question:
+        """What it asks, however often it is sent."""
+        asked = self.request
+        return Question(asked.study, asked.round, asked.exchange, asked.ask, asked.base)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back: the message's bytes, what they are in words, and the state that they leave."""
+
+    message: bytes
+    outcome: str  # answered, again, refused
+    reason: str = ""
+    state: bytes | None = None
+
+
+class Joined:
+    """A study as this hospital has it: its files, its rows, what it remembers of its gate."""
+
+    def __init__(self, read: Folder, site: SiteFile, home: Path) -> None:
+        self.folder, self.plan = read, build(read.study)
+        self.ward = Ward(site, self.plan, read.data, site.policy)
+        self.memory = Remembered(read, home / "verdicts.json")
+        self.gates = Gates(read, home / "agent.log", {})
+        self.statistics: dict[str, bytes] = {}  # that the rows were encoded by
+
+
+class Hospital:
+    """One hospital's side of its studies.
+
+    Args:
+        home: the folder that `fedrounds site join` wrote: site.toml, site.key, state/.
+
+    Raises:
+        StudyError, StateError: the folder says what it cannot mean, or lacks something.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.file = home, read_site(home / "site.toml")
+        if self.file.coordinator is None:
+            raise StudyError(
+                f"expected [coordinator] in {home / 'site.toml'}, found none: `fedrounds site join` writes it"
+            )
+        self.name, self.policy = self.file.name, self.file.policy
+        self.key = read_key(home / "site.key")
+        self.coordinator = public_key_of(self.file.coordinator.key, "the coordinator's")
+        self.mailbox = mailbox_of(self.file.coordinator, home)
+        self.book = Book(home / "state" / "book.db")
+        self._joined: dict[str, Joined] = {}
+
+    def close(self) -> None:
+        """Let go of the book and of the helper processes."""
+        for joined in self._joined.values():
+            joined.gates.kill()
+        self.book.close()
+
+    # --- the mailbox --------------------------------------------------------------------------------------------------
+
+    def look(self) -> Letter | None:
+        """The newest request, if it is still to be answered; what is not to be trusted is written down and passed over.
+
+        Older ones are not looked at: a coordinator has one question open at a time.
+
+        Raises:
+            ServiceError: the mailbox cannot be reached.
+        """
+        name = self._newest()
+        if name is None or self.book.dealt_with(str(name)):
+            return None
+        try:
+            return self._opened(name)
+        except UpdateRejected as error:
+            self.book.note(Asked(time.time(), str(name), "", 0, "", "rejected", str(error), 0, 0, 0.0))
+            return None
+
+    def _newest(self) -> Name | None:
+        where = ""
+        for _ in range(2):  # the last round, its last attempt
+            inside = self.mailbox.folders(where)
+            if not inside or inside[-1] == folder(0):
+                return None
+            where = inside[-1]
+        phases = [path for path in self.mailbox.folders(where) if "/request-" in path]
+        names = self.mailbox.list(max(phases, key=_exchange)) if phases else []
+        return names[-1] if names else None
+
+    def _opened(self, name: Name) -> Letter | None:
+        signed = self.mailbox.get(name, LARGEST_REQUEST)
+        if signed is None:  # dropped meanwhile
+            return None
+        about = identity.claim(signed, LARGEST_REQUEST)
+        request = decode(self._verified(about, signed), Request, LARGEST_REQUEST)
+        if (about.site, about.direction, about.attempt % 1000) != (self.name, "request", name.attempt):
+            raise UpdateRejected(
+                f"expected a request to '{self.name}' at {name.folder}, found another one there: it was refused"
+            )
+        said = request.study, request.round, request.exchange, request.base
+        if said != (about.study, about.round, about.exchange, about.base):
+            raise UpdateRejected("expected a request about what its envelope says, found another one: it was refused")
+        if request.round + 1 < self.book.newest(request.study):
+            raise UpdateRejected(
+                f"expected a request about round {self.book.newest(request.study)} or later, found one about round {request.round}: it is an old one"
+            )
+        return Letter(name, about, request, len(signed))
+
+    def _verified(self, about: About, signed: bytes) -> bytes:
+        return identity.verify(self.coordinator, about, signed, LARGEST_REQUEST)
+
+    def send(self, letter: Letter, answer: Answer, started: float | None = None) -> int:
+        """Sign an answer, put it into the mailbox and write it down; returns its bytes. Again is the same bytes again."""
+        about = replace(letter.about, direction="reply")
+        signed = identity.sign(self.key, about, answer.message)
+        phase = letter.name.phase.replace("request", "reply")
+        self.mailbox.put(Name.of(signed, letter.name.round, letter.name.attempt, phase), signed)
+        seconds = 0.0 if started is None else time.monotonic() - started
+        self.book.note(
+            Asked(
+                time.time(), str(letter.name), letter.request.study, letter.request.round, letter.request.ask,
+                answer.outcome, answer.reason, letter.size, len(signed), seconds,
+            )
+        )  # fmt: skip
+        return len(signed)
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def answer(self, letter: Letter) -> Answer:
+        """Decide, work, remember, send."""
+        started = time.monotonic()
+        answer = self.given(letter) or self.work(letter)
+        self.send(letter, answer, started)
+        return answer
+
+    def given(self, letter: Letter) -> Answer | None:
+        """The answer without any work: the one that was given before, or the policy's refusal; None if there is work to do."""
+        before = self.book.reply(letter.question)
+        if before is not None:
+            return Answer(before, "again")
+        refusal = self._refusal(letter.request)
+        return self._refused(letter.request, refusal) if refusal else None
+
+    def work(self, letter: Letter) -> Answer:
+        """The answer that takes the hospital's rows: stored, with the state that it leaves, before anybody sees it.
+
+        Raises:
+            ServiceError: the rows cannot be had now, or the disk is full: nothing was sent, a later look tries again.
+        """
+        request = letter.request
+        joined = self.joined(request.study)
+        if isinstance(joined, str):
+            return self._refused(request, joined)
+        if request.ask == "gate":
+            return self.found(request, self.judged(joined))
+        refusal = self.changed(joined)
+        if refusal:
+            return self._refused(request, refusal)
+        state, reply = self._answered(request, joined)
+        if reply.refusal:
+            return self._refused(request, reply.refusal)
+        answer = Answer(encode(reply), "answered", state=pack({}, state))
+        self.book.keep(letter.question, answer.message, answer.state if request.ask == "train" else None)
+        if request.ask == "profile":
+            self.book.learn(f"profiled {request.study}", joined.ward.fingerprint)
+        return answer
+
+    def _answered(self, request: Request, joined: Joined) -> tuple[SiteState, Reply]:
+        ward, arrays = joined.ward, request.arrays
+        agreed = {name: arrays[name].tobytes() for name in ("impute", "center", "scale") if name in arrays}
+        if len(agreed) == 3 and (ward.rows is None or agreed != joined.statistics):
+            ward.rows, joined.statistics = None, {}
+            if all(
+                arrays[name].shape == shape
+                for name, shape in joined.plan.algorithms["score"].takes(0).items()
+                if name in agreed
+            ):
+                ward.preprocess({name: arrays[name] for name in agreed})
+                joined.statistics = agreed
+        kept = self.book.state(request.study, request.round)
+        return ward.reply(request, unpack(kept)[1] if kept else {})
+
+    def judged(self, joined: Joined) -> Verdict:
+        """Read the rows anew and pass them through the gate; what it said, and of which data, is what the coming rounds rest on."""
+        ward = joined.ward
+        ward.load(strict=False)
+        joined.statistics = {}
+        verdict = joined.memory.verdict(ward)
+        if verdict is None:
+            verdict = joined.memory.keep(ward, joined.gates.ask(self.name, ward.problem).result())
+            joined.memory.save()
+        if ward.fingerprint:
+            joined.memory.set_aside(ward)
+        joined.gates.kill()  # it holds a good part of a gigabyte, and data change once a week
+        if verdict.passed and ward.problem:
+            verdict = broken(self.name, ward.problem, joined.folder.operations.gate.policy)
+        said = {"fingerprint": ward.fingerprint, "action": verdict.action, "said": line(verdict), "at": time.time()}
+        self.book.learn(f"judged {joined.plan.digest}", said)
+        return verdict
+
+    def changed(self, joined: Joined) -> str:
+        """Why the rows here are not those that the gate let through; empty if they are."""
+        judged = self.book.fact(f"judged {joined.plan.digest}")
+        if judged is None:
+            return "its gate has not been asked about its data: the next run asks"
+        if judged["action"] in ("exclude", "halt"):
+            return "its data did not pass the gate"
+        ward = joined.ward
+        if not ward.fingerprint:  # the agent was started again since
+            ward.load(strict=False)
+            joined.memory.set_aside(ward)
+        if ward.fingerprint != judged["fingerprint"] or ward.cohort is None:
+            return "its data have changed since its gate let them through: the next run asks the gate again"
+        return ""
+
+    def found(self, request: Request, verdict: Verdict) -> Answer:
+        """What the gate said, as it leaves the hospital."""
+        judged, profiled = (self.book.fact(f"{what} {request.study}") for what in ("judged", "profiled"))
+        fresh = judged["fingerprint"] != profiled
+        asked = request.study, request.round, request.exchange, request.ask, request.base
+        return Answer(encode(Finding(*asked, self.name, "", fresh, to_json(verdict))), "answered", line(verdict))
+
+    def _refused(self, request: Request, reason: str) -> Answer:
+        asked = request.study, request.round, request.exchange, request.ask, request.base
+        said = "".join(letter if letter.isprintable() else " " for letter in reason)[:1000]
+        if request.ask == "gate":
+            return Answer(encode(Finding(*asked, self.name, said, False, {})), "refused", reason)
+        return Answer(encode(Reply(*asked, self.name, said, {})), "refused", reason)
+
+    # --- the policy ---------------------------------------------------------------------------------------------------
+
+    def _refusal(self, request: Request) -> str:
+        """Why this hospital does not answer, by its policy alone; empty if it does."""
+        policy, study = self.policy, request.study
+        if policy.studies and not any(study.startswith(digest) for digest in policy.studies):
+            return f"study {study[:12]} is none of those that the site takes part in"
+        approved = self.book.fact("approved") or []
+        wanted = {"auto": None, "once": study, "every_round": f"{study} {request.round}"}[policy.approval]
+        if wanted is not None and wanted not in approved and request.ask != "gate":
+            self.book.learn("waits", [study, request.round, policy.approval])
+            return "it waits for a person's approval at the site (`fedrounds site approve`)"
+        if request.ask == "train" and policy.rounds_per_day:
+            midnight = datetime.now(ZoneInfo(self.file.agent.timezone)).replace(
+                hour=0, minute=0, second=0, microsecond=0
+            )
+            if self.book.trained(midnight.timestamp()) >= policy.rounds_per_day:
+                return f"the site trains at most {policy.rounds_per_day} rounds a day"
+        return ""
+
+    def approve(self) -> str:
+        """Say yes to what waits for a person; returns what it was, empty where nothing waits."""
+        waits = self.book.fact("waits")
+        if waits is None:
+            return ""
+        study, number, kind = waits
+        token = study if kind == "once" else f"{study} {number}"
+        self.book.learn("approved", sorted({*(self.book.fact("approved") or []), token}))
+        self.book.learn("waits", None)
+        return f"study {study[:12]}" if kind == "once" else f"round {number} of study {study[:12]}"
+
+    def may_work(self, now: datetime | None = None) -> bool:
+        """Whether the hospital's hours allow it to work now."""
+        agent = self.file.agent
+        local = (now or datetime.now(ZoneInfo(agent.timezone))).astimezone(ZoneInfo(agent.timezone))
+        return not agent.windows or any(within(window, local) for window in agent.windows)
+
+    # --- the study ----------------------------------------------------------------------------------------------------
+
+    def joined(self, digest: str) -> Joined | str:
+        """The study of this digest, fetched from the mailbox when it is first asked about; a text says why the site takes no part in it.
+
+        Raises:
+            ServiceError: the mailbox cannot be reached, or the study is not there yet.
+        """
+        if digest not in self._joined:
+            try:
+                read = self._fetched(digest)
+            except (UpdateRejected, StudyError) as error:
+                return (
+                    f"the study cannot be used here: {error}"
+                    if isinstance(error, UpdateRejected)
+                    else "its site file does not fit the study"
+                )
+            refusal = self._columns(read.study)
+            if refusal:
+                return refusal
+            with withheld("to set the study up"):
+                self._joined[digest] = Joined(read, self.file, self.home / "state")
+        return self._joined[digest]
+
+    def plan(self, digest: str) -> Plan:
+        """The study as functions."""
+        joined = self.joined(digest)
+        if isinstance(joined, str):
+            raise StudyError(joined)
+        return joined.plan
+
+    def _fetched(self, digest: str) -> Folder:
+        into = self.home / "state" / "studies" / digest[:12]
+        kept = into / "package"
+        data = kept.read_bytes() if kept.is_file() else None
+        if data is None:
+            data = self._package(digest)
+        read = package.unpack(data, digest, into, self.home / "site.toml", self.name)
+        if not kept.is_file():
+            kept.write_bytes(data)
+        return read
+
+    def _package(self, digest: str) -> bytes:
+        about = About(digest, 0, 0, 0, self.name, "request", digest)
+        why = ""
+        for name in self.mailbox.list(folder(*STUDY)):
+            signed = self.mailbox.get(name, package.LARGEST + ENVELOPE)
+            try:
+                if signed is not None:
+                    return self._verified(about, signed)
+            except UpdateRejected as error:  # of another protocol, or not the coordinator's
+                why = f" ({error})"
+        raise ServiceError(
+            f"expected study {digest[:12]} in the mailbox, found none that the coordinator signed{why}: ask the coordinator"
+        )
+
+    def _columns(self, study: Any) -> str:
+        """Why a study names more of the table than the hospital allows; empty if it does not."""
+        allowed = self.policy.columns
+        named = [feature.name for feature in study.features]
+        named += [
+            name for name in (study.target.column, study.patient_id, study.event_time, study.validation.fold) if name
+        ]
+        foreign = sorted(set(named) - set(allowed))
+        if not allowed or not foreign:
+            return ""
+        return f"the study names {len(foreign)} columns that the site does not open, such as '{foreign[0]}'"
+
+
+def _exchange(phase: str) -> int:
+    return int(phase.rpartition("-")[2])
+
+
+def summary(book: Book) -> Mapping[str, Any]:
+    """What `fedrounds site status` tells: the last requests, totals, what waits for a person."""
+    people = {"waits": book.fact("waits"), "approved": book.fact("approved") or []}
+    return {"asked": [asked._asdict() for asked in book.asked()], **book.totals(), **people}

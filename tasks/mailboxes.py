@@ -1,0 +1,82 @@
+"""Which mailbox a hospital and its coordinator share, and the keys that each end signs with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedrounds.core.errors import StateError, StudyError
+from fedrounds.exchange.exchange import Exchange
+from fedrounds.sources.site_file import Coordinator
+
+
+def mailbox_of(coordinator: Coordinator, home: Path, tries: int | None = None) -> Exchange:
+    """A hospital's mailbox, as its site.toml says.
+
+    Args:
+        home: the folder that holds site.toml: relative paths start there, and secrets lie there.
+
+    Raises:
+        StudyError: the address is none.
+        StateError: a secret is missing.
+    """
+    more = {} if tries is None else {"tries": tries}
+    url = coordinator.exchange
+    if url.startswith(("https://", "http://")):
+        from fedrounds.exchange.mlflow import Artifacts
+
+        ca = str(home / coordinator.ca) if coordinator.ca else None
+        password = _secret(home / "password", "the site's password")
+        return Exchange(Artifacts(url, coordinator.experiment, coordinator.user, password, ca, **more))
+    from fedrounds.exchange.fsspec import Folder
+
+    if "://" not in url:
+        return Exchange(Folder(str((home / url).resolve()), **more))
+    options = {"key_filename": str(home / "ssh.key")} if url.startswith(("sftp://", "ssh://")) else {}
+    return Exchange(Folder(url, host_key=coordinator.host_key, **more, **options))
+
+
+def read_key(file: Path) -> bytes:
+    """A private key, 32 bytes. Raises StateError where the file holds none, or others may read it."""
+    text = _secret(file, "a private key of 64 hex digits")
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise StateError(
+            f"expected a private key of 64 hex digits in {file}, found another text: restore it from a copy"
+        )
+    return key
+
+
+def public_key_of(text: str, whose: str) -> bytes:
+    """A public key as it is written, 32 bytes. Raises StudyError where it is none."""
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise StudyError(f"expected {whose} public key as 64 hex digits, found another text: ask for it again")
+    return key
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Put a secret into a file that its owner alone reads, wholly or not at all."""
+    scratch = file.with_name(f".{file.name}.new")
+    scratch.unlink(missing_ok=True)
+    scratch.touch(mode=0o600)
+    scratch.write_text(f"{text}\n")
+    scratch.replace(file)
+
+
+def _secret(file: Path, what: str) -> str:
+    try:
+        if file.stat().st_mode & 0o077:
+            raise StateError(
+                f"expected {what} that its owner alone reads, found {file} open to others: chmod 600 {file}"
+            )
+        return file.read_text().strip()
+    except OSError as error:
+        raise StateError(
+            f"expected {what} in {file}, found: {error.strerror}: `fedrounds site join` writes it"
+        ) from None
