@@ -108,9 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
             return draft(arguments.dir, arguments.data, arguments.json)
         case "site":
-            from fedrounds.cli.site import docs
-
-            return docs(arguments.dir, arguments.data, arguments.state, arguments.site, arguments.json)
+            return _site(arguments)
         case "status":
             from fedrounds.cli.status import status
 
@@ -133,6 +131,16 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.ui import ui
 
             return ui(arguments.dir, arguments.state, arguments.mlflow_port, arguments.prefect_port, arguments.json)
+
+
+def _site(arguments: argparse.Namespace) -> int:
+    if arguments.action == "docs":
+        from fedrounds.cli.site import docs
+
+        return docs(arguments.dir, arguments.data, arguments.state, arguments.site, arguments.json)
+    from fedrounds.cli import agent
+
+    return getattr(agent, arguments.action)(arguments.dir, arguments.json)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -201,9 +209,15 @@ def _parser() -> argparse.ArgumentParser:
         "write a suite from the dictionary; what people changed stays",
         group("expectations", "the sites' suites"),
     )
-    docs = command(
-        "docs", "show a site's last validation in a folder of its own", group("site", "what a site keeps to itself")
-    )
+    site = group("site", "a hospital's side: join, answer, see and limit what leaves")
+    docs = command("docs", "show a site's last validation in a folder of its own", site)
+    for word, says in (
+        ("start", "answer the coordinator's questions, reaching outwards alone, until it is stopped"),
+        ("status", "what was asked, what became of it, how many bytes left, what waits for a person"),
+        ("preview", "the exact bytes of sample replies in readable form; nothing is sent"),
+        ("approve", "say yes to the study or round that waits for a person"),
+    ):
+        command(word, says, site)
     docs.add_argument("--site", metavar="NAME", help="this site alone (default: every one)")
     for made in (check, run, deploy, draft, docs):
         made.add_argument(

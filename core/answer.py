@@ -20,6 +20,7 @@ class Policy(Frozen):
 
     `minimum_patients`: below it nothing about a group of patients leaves, be it the cohort, a level or the validation rows.
     `finest_bins`: score histograms no finer than this may leave (a run in one process lifts it).
+    `merge_scores`: whether cells of score histograms with fewer than `minimum_patients` leave together (a run in one process lifts it too).
     `local_metrics`: whether the scores of a model on this hospital's validation rows may leave.
     `families`, `algorithms`: the models and presets (or local rules) that it trains; none named: all.
     `columns`: those of its table that a study may name; none named: all.
@@ -32,6 +33,7 @@ class Policy(Frozen):
 
     minimum_patients: int = Field(default=10, ge=1)
     finest_bins: int = Field(default=50, ge=2)
+    merge_scores: bool = True
     local_metrics: bool = True
     families: tuple[str, ...] = ()
     algorithms: tuple[str, ...] = ()
@@ -67,7 +69,10 @@ def handle(
                 data = encode(data, plan.study, request.arrays, plan.ones)
             after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
         if all(np.isfinite(array).all() for array in sums.values()):
-            state, sums = after, withhold(sums, policy.minimum_patients, scores=policy.local_metrics)
+            state, sums = (
+                after,
+                withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores),
+            )
         else:
             refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
     return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)

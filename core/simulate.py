@@ -15,7 +15,7 @@ from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.core.round import Asking, Closed, close_exchange, open_round
 from fedrounds.core.state import RunState
 
-OPEN = Policy(minimum_patients=1, finest_bins=10_000)
+OPEN = Policy(minimum_patients=1, finest_bins=10_000, merge_scores=False)
 
 
 def simulate(

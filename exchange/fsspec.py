@@ -126,7 +126,7 @@ class Folder:
         return self._do(scan)
 
     def remove(self, path: str) -> None:
-        """Remove a file, and what a write that was killed has left of it."""
+        """Remove a file, what a write that was killed has left of it, and the folders that are empty then."""
         folder, _, file = path.rpartition("/")
 
         def remove(fs: Any) -> None:
@@ -139,6 +139,12 @@ class Folder:
                 for left in fs.ls(self._at(folder), detail=False):
                     if left.rpartition("/")[2].startswith(f".{file}."):
                         fs.rm_file(left)
+            with contextlib.suppress(
+                OSError
+            ):  # the folders too, once they are empty; who makes one anew meanwhile tries again
+                parts = folder.split("/")
+                for depth in range(len(parts), 0, -1):
+                    fs.rmdir(self._at("/".join(parts[:depth])))
 
         self._do(remove)
 

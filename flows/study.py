@@ -32,6 +32,7 @@ from fedrounds.reports.drift import drift_table
 from fedrounds.reports.summary import markdown_table
 from fedrounds.tasks import drift
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks import letters
 from fedrounds.tasks import visit as tasks
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.run import Run, opened, request_bytes
@@ -95,6 +96,8 @@ async def rounds(run: Run, more: int) -> None:
         await visit(run, "score", tasks.score)
         tell(run, "warned", drift.miscalibrated(run))
     await do(run, finish, run)
+    if isinstance(run, Correspondence):
+        await do(run, letters.clear, run)
 
 
 async def begin(run: Run) -> None:

@@ -19,6 +19,7 @@ from fedrounds.tasks.verdict import Verdict, received
 FRESH = (
     "fresh data"  # the ledger's note: site -> the visit after which it said that it has other data than were profiled
 )
+LATE = "it came after its question had closed"
 AWAY = "no answer before the deadline"
 
 
@@ -37,7 +38,8 @@ class Correspondence(Run):
         deadline = time.time() + self.folder.operations.federation.deadline_s
         number = self.ledger.open_attempt(self.visit, b"", deadline)
         self._looked_at = {name: set[str]() for name in self.wards}
-        return Question(self.visit + 1, number, request, deadline)
+        self.asked = Question(self.visit + 1, number, request, deadline)
+        return self.asked
 
     def gate_request(self) -> Request:
         """With what every run begins: do the data of each hospital pass its gate?"""
@@ -46,12 +48,19 @@ class Correspondence(Run):
     def send(self, question: Question, sites: Sequence[str]) -> None:
         """Clear each mailbox of what is over, and put the question into it."""
         for name in sites:
-            desk = self.wards[name]
-            for left in desk.sweep(question):
-                self.ledger.note_reply(
-                    left.attempt, 0, name, left.digest, "late", "it came after its question had closed", 0, 0
-                )
-            desk.ask(question)
+            self._clear(name, question)
+            self.wards[name].ask(question)
+
+    def clear(self) -> None:
+        """Leave every mailbox empty but for the study, after the last question."""
+        for name in self.wards:
+            self._clear(name, self.asked, all_of_it=True)
+
+    def _clear(self, name: str, question: Question, all_of_it: bool = False) -> None:
+        """Drop what is over; a reply among it that was not taken came too late, and is written down."""
+        for left in self.wards[name].sweep(None if all_of_it else question):
+            number, exchange = question.number_of(left), int(left.phase.rpartition("-")[2])
+            self.ledger.note_reply(number, exchange, name, left.digest, "late", LATE, 0, 0)
 
     def look(self, site: str, question: Question) -> bytes | None:
         """What the site has answered, None while it has not; what is no answer is written down and passed over."""

@@ -31,6 +31,10 @@ class Question:
         asked = self.request
         return About(asked.study, asked.round, self.attempt, asked.exchange, site, direction, asked.base)
 
+    def number_of(self, name: Name) -> int:
+        """The attempt, of this or an earlier question, that an object belongs to: its name holds the last three digits."""
+        return self.attempt - (self.attempt - name.attempt) % 1000
+
     def folder(self, phase: str) -> tuple[int, int, str]:
         """Where in a mailbox its requests or replies are."""
         return self.visit, self.attempt % 1000, f"{phase}-{self.request.exchange}"
@@ -116,14 +120,15 @@ class Desk:
         shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
         return LARGEST_HEADER + 8 * (sum(prod(shape) for shape in shapes.values()) + 16)
 
-    def sweep(self, question: Question) -> list[Name]:
+    def sweep(self, question: Question | None = None) -> list[Name]:
         """Drop what is left of other questions than this one; returns the replies among it: counted ones, and those that came too late."""
+        kept = question.folder("any")[:2] if question else (0, 0)
         left: list[Name] = []
         for place in self.mailbox.folders():
             if place == folder(0):
                 continue
             for name in self.mailbox.list(place):
-                if (name.round, name.attempt) != question.folder("any")[:2]:
+                if (name.round, name.attempt) != kept:
                     left += [name] if name.phase.startswith("reply-") else []
                     self.mailbox.drop(name)
         return left

@@ -13,35 +13,26 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
-from fedrounds.core.errors import ServiceError, StudyError, UpdateRejected
-from fedrounds.core.identity import ENVELOPE, About
+from fedrounds.core.errors import StudyError, UpdateRejected
+from fedrounds.core.identity import About
 from fedrounds.core.messages import Finding, Reply, Request, decode, encode, pack, unpack
-from fedrounds.core.plan import Plan, build
-from fedrounds.core.schedule import within
 from fedrounds.exchange.name import Name, folder
 from fedrounds.site.book import Asked, Book, Question
-from fedrounds.sources.site_file import SiteFile
-from fedrounds.tasks import package
-from fedrounds.tasks.folder import Folder, read_site
-from fedrounds.tasks.gates import Gates
+from fedrounds.tasks import consent
+from fedrounds.tasks.folder import read_site
+from fedrounds.tasks.joined import Joined, join
 from fedrounds.tasks.mailboxes import mailbox_of, public_key_of, read_key
-from fedrounds.tasks.remembered import Remembered
 from fedrounds.tasks.verdict import Verdict, broken, line, to_json
-from fedrounds.tasks.ward import Ward
-from fedrounds.tasks.withheld import withheld
 
 LARGEST_REQUEST = 256 << 20  # bytes; what a coordinator may make a hospital read
-STUDY = (0, 0, "study")  # where the coordinator leaves the study itself
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Letter:
     """A request that is the coordinator's, about this hospital, and not answered yet."""
 
@@ -50,6 +41,9 @@ class Letter:
     request: Request
     size: int  # bytes that came
 
+    def __repr__(self) -> str:
+        return f"Letter({self.name.folder})"
+
     @property
     def question(self) -> Question:
         """What it asks, however often it is sent."""
@@ -57,7 +51,7 @@ class Letter:
         return Question(asked.study, asked.round, asked.exchange, asked.ask, asked.base)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """What goes back: the message's bytes, what they are in words, and the state that they leave."""
 
@@ -66,16 +60,8 @@ class Answer:
     reason: str = ""
     state: bytes | None = None
 
-
-class Joined:
-    """A study as this hospital has it: its files, its rows, what it remembers of its gate."""
-
-    def __init__(self, read: Folder, site: SiteFile, home: Path) -> None:
-        self.folder, self.plan = read, build(read.study)
-        self.ward = Ward(site, self.plan, read.data, site.policy)
-        self.memory = Remembered(read, home / "verdicts.json")
-        self.gates = Gates(read, home / "agent.log", {})
-        self.statistics: dict[str, bytes] = {}  # that the rows were encoded by
+    def __repr__(self) -> str:
+        return f"Answer({self.outcome})"
 
 
 class Hospital:
@@ -94,7 +80,7 @@ class Hospital:
             raise StudyError(
                 f"expected [coordinator] in {home / 'site.toml'}, found none: `fedrounds site join` writes it"
             )
-        self.name, self.policy = self.file.name, self.file.policy
+        self.name = self.file.name
         self.key = read_key(home / "site.key")
         self.coordinator = public_key_of(self.file.coordinator.key, "the coordinator's")
         self.mailbox = mailbox_of(self.file.coordinator, home)
@@ -188,7 +174,7 @@ class Hospital:
         before = self.book.reply(letter.question)
         if before is not None:
             return Answer(before, "again")
-        refusal = self._refusal(letter.request)
+        refusal = consent.refusal(letter.request, self.file, self.book)
         return self._refused(letter.request, refusal) if refusal else None
 
     def work(self, letter: Letter) -> Answer:
@@ -231,7 +217,14 @@ class Hospital:
         return ward.reply(request, unpack(kept)[1] if kept else {})
 
     def judged(self, joined: Joined) -> Verdict:
-        """Read the rows anew and pass them through the gate; what it said, and of which data, is what the coming rounds rest on."""
+        """The gate's verdict, written down with what it is about: the coming rounds rest on it."""
+        verdict, ward = self.verdict(joined), joined.ward
+        said = {"fingerprint": ward.fingerprint, "action": verdict.action, "said": line(verdict), "at": time.time()}
+        self.book.learn(f"judged {joined.plan.digest}", said)
+        return verdict
+
+    def verdict(self, joined: Joined) -> Verdict:
+        """Read the rows anew and pass them through the gate."""
         ward = joined.ward
         ward.load(strict=False)
         joined.statistics = {}
@@ -239,13 +232,11 @@ class Hospital:
         if verdict is None:
             verdict = joined.memory.keep(ward, joined.gates.ask(self.name, ward.problem).result())
             joined.memory.save()
+            joined.gates.kill()  # it holds a good part of a gigabyte, and data change once a week
         if ward.fingerprint:
             joined.memory.set_aside(ward)
-        joined.gates.kill()  # it holds a good part of a gigabyte, and data change once a week
         if verdict.passed and ward.problem:
-            verdict = broken(self.name, ward.problem, joined.folder.operations.gate.policy)
-        said = {"fingerprint": ward.fingerprint, "action": verdict.action, "said": line(verdict), "at": time.time()}
-        self.book.learn(f"judged {joined.plan.digest}", said)
+            return broken(self.name, ward.problem, joined.folder.operations.gate.policy)
         return verdict
 
     def changed(self, joined: Joined) -> str:
@@ -266,9 +257,12 @@ class Hospital:
     def found(self, request: Request, verdict: Verdict) -> Answer:
         """What the gate said, as it leaves the hospital."""
         judged, profiled = (self.book.fact(f"{what} {request.study}") for what in ("judged", "profiled"))
-        fresh = judged["fingerprint"] != profiled
+        return Answer(self.finding(request, verdict, judged["fingerprint"] != profiled), "answered", line(verdict))
+
+    def finding(self, request: Request, verdict: Verdict, fresh: bool) -> bytes:
+        """A verdict as a message."""
         asked = request.study, request.round, request.exchange, request.ask, request.base
-        return Answer(encode(Finding(*asked, self.name, "", fresh, to_json(verdict))), "answered", line(verdict))
+        return encode(Finding(*asked, self.name, "", fresh, to_json(verdict)))
 
     def _refused(self, request: Request, reason: str) -> Answer:
         asked = request.study, request.round, request.exchange, request.ask, request.base
@@ -277,110 +271,23 @@ class Hospital:
             return Answer(encode(Finding(*asked, self.name, said, False, {})), "refused", reason)
         return Answer(encode(Reply(*asked, self.name, said, {})), "refused", reason)
 
-    # --- the policy ---------------------------------------------------------------------------------------------------
-
-    def _refusal(self, request: Request) -> str:
-        """Why this hospital does not answer, by its policy alone; empty if it does."""
-        policy, study = self.policy, request.study
-        if policy.studies and not any(study.startswith(digest) for digest in policy.studies):
-            return f"study {study[:12]} is none of those that the site takes part in"
-        approved = self.book.fact("approved") or []
-        wanted = {"auto": None, "once": study, "every_round": f"{study} {request.round}"}[policy.approval]
-        if wanted is not None and wanted not in approved and request.ask != "gate":
-            self.book.learn("waits", [study, request.round, policy.approval])
-            return "it waits for a person's approval at the site (`fedrounds site approve`)"
-        if request.ask == "train" and policy.rounds_per_day:
-            midnight = datetime.now(ZoneInfo(self.file.agent.timezone)).replace(
-                hour=0, minute=0, second=0, microsecond=0
-            )
-            if self.book.trained(midnight.timestamp()) >= policy.rounds_per_day:
-                return f"the site trains at most {policy.rounds_per_day} rounds a day"
-        return ""
-
-    def approve(self) -> str:
-        """Say yes to what waits for a person; returns what it was, empty where nothing waits."""
-        waits = self.book.fact("waits")
-        if waits is None:
-            return ""
-        study, number, kind = waits
-        token = study if kind == "once" else f"{study} {number}"
-        self.book.learn("approved", sorted({*(self.book.fact("approved") or []), token}))
-        self.book.learn("waits", None)
-        return f"study {study[:12]}" if kind == "once" else f"round {number} of study {study[:12]}"
-
-    def may_work(self, now: datetime | None = None) -> bool:
-        """Whether the hospital's hours allow it to work now."""
-        agent = self.file.agent
-        local = (now or datetime.now(ZoneInfo(agent.timezone))).astimezone(ZoneInfo(agent.timezone))
-        return not agent.windows or any(within(window, local) for window in agent.windows)
-
-    # --- the study ----------------------------------------------------------------------------------------------------
-
     def joined(self, digest: str) -> Joined | str:
-        """The study of this digest, fetched from the mailbox when it is first asked about; a text says why the site takes no part in it.
+        """The study of this digest, fetched when it is first asked about; a text says why the site takes no part in it."""
+        known = self._joined.get(digest)
+        found = known or join(digest, self.mailbox, self.coordinator, self.file, self.home)
+        if isinstance(found, Joined):
+            self._joined[digest] = found
+        return found
 
-        Raises:
-            ServiceError: the mailbox cannot be reached, or the study is not there yet.
-        """
-        if digest not in self._joined:
-            try:
-                read = self._fetched(digest)
-            except (UpdateRejected, StudyError) as error:
-                return (
-                    f"the study cannot be used here: {error}"
-                    if isinstance(error, UpdateRejected)
-                    else "its site file does not fit the study"
-                )
-            refusal = self._columns(read.study)
-            if refusal:
-                return refusal
-            with withheld("to set the study up"):
-                self._joined[digest] = Joined(read, self.file, self.home / "state")
-        return self._joined[digest]
+    def called(self, digest: str) -> str:
+        """The study's name, where it is known here already."""
+        joined = self._joined.get(digest)
+        return joined.folder.study.name if joined else digest[:12]
 
-    def plan(self, digest: str) -> Plan:
-        """The study as functions."""
-        joined = self.joined(digest)
-        if isinstance(joined, str):
-            raise StudyError(joined)
-        return joined.plan
-
-    def _fetched(self, digest: str) -> Folder:
-        into = self.home / "state" / "studies" / digest[:12]
-        kept = into / "package"
-        data = kept.read_bytes() if kept.is_file() else None
-        if data is None:
-            data = self._package(digest)
-        read = package.unpack(data, digest, into, self.home / "site.toml", self.name)
-        if not kept.is_file():
-            kept.write_bytes(data)
-        return read
-
-    def _package(self, digest: str) -> bytes:
-        about = About(digest, 0, 0, 0, self.name, "request", digest)
-        why = ""
-        for name in self.mailbox.list(folder(*STUDY)):
-            signed = self.mailbox.get(name, package.LARGEST + ENVELOPE)
-            try:
-                if signed is not None:
-                    return self._verified(about, signed)
-            except UpdateRejected as error:  # of another protocol, or not the coordinator's
-                why = f" ({error})"
-        raise ServiceError(
-            f"expected study {digest[:12]} in the mailbox, found none that the coordinator signed{why}: ask the coordinator"
-        )
-
-    def _columns(self, study: Any) -> str:
-        """Why a study names more of the table than the hospital allows; empty if it does not."""
-        allowed = self.policy.columns
-        named = [feature.name for feature in study.features]
-        named += [
-            name for name in (study.target.column, study.patient_id, study.event_time, study.validation.fold) if name
-        ]
-        foreign = sorted(set(named) - set(allowed))
-        if not allowed or not foreign:
-            return ""
-        return f"the study names {len(foreign)} columns that the site does not open, such as '{foreign[0]}'"
+    @staticmethod
+    def words(request: Request) -> str:
+        """What a request asks, for people."""
+        return f"{'fit' if request.ask == 'train' else request.ask} · round {request.round}"
 
 
 def _exchange(phase: str) -> int:

@@ -45,6 +45,12 @@ def _waiting(name: str, round: str = "") -> Any:
     return task(wait, name=name, task_run_name=f"{name} · {{group.label}}{round}", **PRIVATE)
 
 
+async def tidy(run: Correspondence) -> None:
+    """Drop what is left in the mailboxes."""
+    await asyncio.to_thread(run.clear)
+
+
+clear = task(tidy, name="clear", task_run_name="clear the mailboxes", **PRIVATE)
 ask = task(post, name="ask", task_run_name="ask {question.request.ask} · round {round}", **PRIVATE)
 answered: dict[Ask, Any] = {
     "gate": _waiting("gate"),

@@ -31,7 +31,7 @@ class Ward:
         policy: what binds it; by default the site file's, with score histograms as fine as the study asks.
         """
         self.name, self.site, self.plan, self.data = site.name, site, plan, data
-        self.policy = policy or site.policy.model_copy(update={"finest_bins": IN_ONE_PROCESS})
+        self.policy = policy or site.policy.model_copy(update={"finest_bins": IN_ONE_PROCESS, "merge_scores": False})
         self.cohort: Cohort | None = None
         self.rows: Rows | None = None
         self.fingerprint = ""

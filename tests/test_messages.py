@@ -160,7 +160,7 @@ def test_a_header_longer_than_allowed_is_refused():
         (raw(listing(round=10**4000)), "header field 'round' from 0 to 2^32 - 1"),
         (raw(listing(round=1.0)), "header field 'round' as int, found float"),
         (raw(listing(study=None)), "header field 'study' as str, found NoneType"),
-        (raw(listing(ask="rows")), "expected to be asked for one of statistics, train, score"),
+        (raw(listing(ask="rows")), "expected to be asked for one of gate, statistics, train, score"),
         (raw(listing(site="\x1b[2J")), "printable"),
         (raw(listing(refusal="\ud800")), "printable"),
         (raw(listing(refusal="x" * 1001)), "at most 1000"),

@@ -10,11 +10,12 @@ from fedrounds.core.params import Array, Vector
 MERGED = -1.0  # in a histogram: this cell's rows are counted with those of the cell before
 
 
-def withhold(sums: Sums, minimum: int, scores: bool = True) -> Sums:
+def withhold(sums: Sums, minimum: int, scores: bool = True, fine: bool = True) -> Sums:
     """The sums without what is about fewer than `minimum` patients.
 
     Args:
         scores: whether scores of a model at this site may leave; if not, they leave as of no rows.
+        fine: whether score histograms may leave cell by cell; if not, small cells leave together (see `merge_scores`).
 
     Guarantees:
         * a feature that fewer than `minimum` patients have a value of leaves as if none had (its sum would be theirs);
@@ -33,9 +34,54 @@ def withhold(sums: Sums, minimum: int, scores: bool = True) -> Sums:
     for about, names in (("scores", ("scores", "histogram")), ("paired", ("paired",))):
         if about in sums and (sums[about][0] < minimum or not scores):
             thinned |= {name: np.zeros_like(sums[name]) for name in names}
+    if "histogram" in thinned and not fine:
+        thinned["histogram"] = merge_scores(thinned["histogram"], minimum)
     for name in [name for name in sums if name.startswith("cells.")]:
         thinned[name] = merge_cells(sums[name], minimum)
     return thinned
+
+
+def merge_scores(histogram: Array, minimum: int) -> Array:
+    """A score histogram in which neighbouring bins are counted together until each outcome has no row there, or `minimum` and more.
+
+    Args:
+        histogram: (problems, 2, bins) rows of outcome 0 and 1 by predicted probability.
+
+    Returns:
+        The same shape. A group's rows stand in the bin of their mean prediction, so what is expected in all stays right to half a bin,
+        and the area under the curve counts pairs of one group as halves: its error bound grows by itself. A problem with 1 to
+        `minimum` - 1 rows of an outcome in all leaves as of no rows.
+
+    >>> merge_scores(np.array([[[8.0, 4.0, 0.0, 1.0], [0.0, 0.0, 12.0, 11.0]]]), 10).tolist()
+    [[[0.0, 0.0, 13.0, 0.0], [0.0, 0.0, 23.0, 0.0]]]
+    >>> merge_scores(np.array([[[30.0, 10.0, 0.0, 0.0], [0.0, 4.0, 12.0, 11.0]]]), 10).tolist()
+    [[[30.0, 10.0, 0.0, 0.0], [0.0, 16.0, 0.0, 11.0]]]
+    """
+    return np.stack([_merged_scores(one, minimum) for one in histogram]) if len(histogram) else histogram
+
+
+def _merged_scores(one: Array, minimum: int) -> Array:
+    groups: list[tuple[int, int]] = []  # bins [first, end)
+    first, bins = 0, one.shape[1]
+    for end in range(1, bins + 1):
+        if _sound(one[:, first:end], minimum):
+            groups.append((first, end))
+            first = end
+    if first < bins:  # what is left over goes with the last groups, as many as it takes
+        while groups and not _sound(one[:, first:], minimum):
+            first = groups.pop()[0]
+        groups.append((first, bins))
+    merged = np.zeros_like(one)
+    for start, end in groups:
+        rows = one[:, start:end].sum(1)
+        if rows.sum() and _sound(one[:, start:end], minimum):
+            merged[:, round(float(one[:, start:end].sum(0) @ np.arange(start, end) / rows.sum()))] += rows
+    return merged
+
+
+def _sound(cells: Array, minimum: int) -> bool:
+    rows = cells.sum(1)
+    return bool(((rows == 0) | (rows >= minimum)).all())
 
 
 def merge_cells(counts: Vector, minimum: int) -> Vector:

@@ -1,0 +1,88 @@
+"""A hospital's agent: a plain loop that reaches outwards alone. It looks, answers, waits; whatever fails is tried again later."""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+
+from fedrounds.core.errors import FedroundsError, ServiceError, StateError
+from fedrounds.tasks.consent import may_work
+from fedrounds.tasks.hospital import Answer, Hospital, Letter
+
+QUIET_S = 60.0  # after so long without a question the agent looks less often
+IDLE = 8  # times the poll interval, at most, between two looks while nothing comes
+LONGEST_S = 60.0  # between two tries while something fails, and between two looks at the clock outside working hours
+
+Visit = Callable[[Letter], Answer]
+Say = Callable[[str], None]
+
+
+def serve(hospital: Hospital, visit: Visit, say: Say, stop: Event, idle: Say | None = None) -> None:
+    """Answer what comes until `stop` is set.
+
+    Args:
+        visit: answers one request.
+        say: takes a line for a person: what was answered, what failed.
+        idle: is told whether the agent waits for its hours ("closed") or for a question ("open"), when that changes.
+    """
+    poll, dice = (
+        hospital.file.agent.poll,
+        random.Random(os.getpid()),
+    )  # agents that start together must not knock together
+    pause, heard, failures, told = poll, time.monotonic(), 0, ""
+    while not stop.is_set():
+        open_now = may_work(hospital.file.agent)
+        state = "open" if open_now else "closed"
+        if idle is not None and state != told:
+            idle(state)
+        told = state
+        if not open_now:
+            stop.wait(min(LONGEST_S, 30 * poll))
+            continue
+        try:
+            letter = hospital.look()
+            if letter is not None:
+                answer = visit(letter)
+                say(_said(letter, answer))
+                pause, heard, failures = poll, time.monotonic(), 0
+                continue
+            failures = 0
+            pause = poll if time.monotonic() - heard < QUIET_S else min(IDLE * poll, pause * 1.1)
+        except FedroundsError as error:
+            failures += 1
+            pause = min(LONGEST_S, poll * 2**failures)
+            say(f"{error} (tried again in about {pause:.0f} s)")
+        except OSError as error:
+            failures += 1
+            pause = min(LONGEST_S, poll * 2**failures)
+            say(
+                f"expected files that can be read and written, found: {error.strerror} (tried again in about {pause:.0f} s)"
+            )
+        stop.wait(pause * dice.uniform(0.75, 1.25))
+
+
+def _said(letter: Letter, answer: Answer) -> str:
+    about = letter.request
+    reason = f": {answer.reason}" if answer.reason else ""
+    return f"study {about.study[:12]} · round {about.round} · {about.ask}: {answer.outcome}{reason}"
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """The only agent of a site's folder. Raises StateError while another one works there."""
+    file = home / "state" / "agent.lock"
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with file.open("w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(f"expected no other agent in {home}, found one at work: end it first") from None
+            yield
+    except OSError as error:
+        raise ServiceError(f"expected a folder that can be written at {file.parent}, found: {error.strerror}") from None

@@ -1,0 +1,115 @@
+"""A study as a hospital has it: fetched from the mailbox, checked, made whole by the hospital's own site.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedrounds.core import identity
+from fedrounds.core.errors import ServiceError, StudyError, UpdateRejected
+from fedrounds.core.identity import ENVELOPE, About
+from fedrounds.core.plan import build
+from fedrounds.core.study import Study
+from fedrounds.exchange.exchange import Exchange
+from fedrounds.exchange.name import folder
+from fedrounds.sources.site_file import SiteFile
+from fedrounds.tasks import package
+from fedrounds.tasks.folder import Folder
+from fedrounds.tasks.gates import Gates
+from fedrounds.tasks.remembered import Remembered
+from fedrounds.tasks.ward import Ward
+from fedrounds.tasks.withheld import withheld
+
+STUDY = (0, 0, "study")  # where the coordinator leaves the study itself
+
+
+class Joined:
+    """A study's files, the hospital's rows, and what it remembers of its gate."""
+
+    def __init__(self, read: Folder, site: SiteFile, home: Path) -> None:
+        self.folder, self.plan = read, build(read.study)
+        self.ward = Ward(site, self.plan, read.data, site.policy)
+        self.memory = Remembered(read, home / "verdicts.json")
+        self.gates = Gates(read, home / "agent.log", {})
+        self.statistics: dict[str, bytes] = {}  # that the rows were encoded by
+
+
+def join(digest: str, mailbox: Exchange, coordinator: bytes, site: SiteFile, home: Path) -> Joined | str:
+    """The study of this digest; a text says why the site takes no part in it.
+
+    Args:
+        coordinator: its public key; nothing that another has signed is read.
+        home: the folder of site.toml; the study's own folder is `state/studies/` in it.
+
+    Raises:
+        ServiceError: the mailbox cannot be reached, or the study is not there yet.
+    """
+    try:
+        read = _fetched(digest, mailbox, coordinator, site, home)
+    except UpdateRejected as error:
+        return f"the study cannot be used here: {error}"
+    except StudyError:  # its text may quote the site's own file
+        return "the study does not fit the site's own file"
+    refusal = columns_closed(read.study, site)
+    if refusal:
+        return refusal
+    with withheld("to set the study up"):
+        return Joined(read, site, home / "state")
+
+
+def columns_of(study: Study) -> list[str]:
+    """Every column that a study names."""
+    roles = study.target.column, study.patient_id, study.event_time, study.validation.fold
+    return [feature.name for feature in study.features] + [name for name in roles if name]
+
+
+def columns_closed(study: Study, site: SiteFile) -> str:
+    """Why a study names more of the table than the hospital opens; empty if it does not."""
+    allowed = site.policy.columns
+    foreign = sorted(set(columns_of(study)) - set(allowed)) if allowed else []
+    return (
+        f"the study names {len(foreign)} columns that the site does not open, such as '{foreign[0]}'" if foreign else ""
+    )
+
+
+def newest(mailbox: Exchange, coordinator: bytes, site: str) -> str:
+    """The digest of the study that the coordinator has left in the mailbox. Raises StudyError where there is none of its own."""
+    for name in mailbox.list(folder(*STUDY)):
+        signed = mailbox.get(name, package.LARGEST + ENVELOPE)
+        try:
+            if signed is not None:
+                digest = identity.claim(signed, package.LARGEST).study
+                identity.verify(coordinator, _about(digest, site), signed, package.LARGEST)
+                return digest
+        except UpdateRejected:
+            continue
+    raise StudyError("expected a study in the mailbox that the coordinator signed, found none: ask the coordinator")
+
+
+def _fetched(digest: str, mailbox: Exchange, coordinator: bytes, site: SiteFile, home: Path) -> Folder:
+    into = home / "state" / "studies" / digest[:12]
+    kept = into / "package"
+    data = kept.read_bytes() if kept.is_file() else _package(digest, mailbox, coordinator, site.name)
+    read = package.unpack(data, digest, into, home / "site.toml", site.name)
+    if not kept.is_file():
+        scratch = kept.with_name(".package.new")
+        scratch.write_bytes(data)
+        scratch.replace(kept)
+    return read
+
+
+def _package(digest: str, mailbox: Exchange, coordinator: bytes, site: str) -> bytes:
+    why = ""
+    for name in mailbox.list(folder(*STUDY)):
+        signed = mailbox.get(name, package.LARGEST + ENVELOPE)
+        try:
+            if signed is not None:
+                return identity.verify(coordinator, _about(digest, site), signed, package.LARGEST)
+        except UpdateRejected as error:  # of another protocol, or not the coordinator's
+            why = f" ({error})"
+    raise ServiceError(
+        f"expected study {digest[:12]} in the mailbox, found none that the coordinator signed{why}: ask the coordinator"
+    )
+
+
+def _about(digest: str, site: str) -> About:
+    return About(digest, 0, 0, 0, site, "request", digest)
