@@ -138,6 +138,10 @@ def _site(arguments: argparse.Namespace) -> int:
         from fedrounds.cli.site import docs
 
         return docs(arguments.dir, arguments.data, arguments.state, arguments.site, arguments.json)
+    if arguments.action == "join":
+        from fedrounds.cli.join import join
+
+        return join(arguments.token, arguments.dir, arguments.data, arguments.site_file, arguments.json)
     from fedrounds.cli import agent
 
     return getattr(agent, arguments.action)(arguments.dir, arguments.json)
@@ -211,6 +215,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     site = group("site", "a hospital's side: join, answer, see and limit what leaves")
     docs = command("docs", "show a site's last validation in a folder of its own", site)
+    join = site.add_parser("join", help="take part in a study: checks everything, says what will leave, enrols")
+    join.add_argument("token", metavar="TOKEN", help="the coordinator's invitation, fedrounds1.…")
+    join.add_argument(
+        "dir", type=Path, nargs="?", metavar="DIR", help="the hospital's folder, to be made (default: its name)"
+    )
+    join.add_argument(
+        "--data", type=Path, metavar="PATH", help="the table (.csv, .parquet), or where paths in --site-file start"
+    )
+    join.add_argument(
+        "--site-file", type=Path, metavar="FILE", help="a site.toml with [source], for tables that need more words"
+    )
+    join.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     for word, says in (
         ("start", "answer the coordinator's questions, reaching outwards alone, until it is stopped"),
         ("status", "what was asked, what became of it, how many bytes left, what waits for a person"),

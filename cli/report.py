@@ -15,7 +15,7 @@ def report(directory: Path, state: Path | None, out: Path | None, as_json: bool)
     from fedrounds.tasks.report import write
 
     folder, place = opened(directory, None, state)
-    if not place.ledger.exists():
+    if not place.begun:
         raise StateError(
             f"expected a study that has run, found no ledger at {place.own}: `fedrounds run {directory}` starts it"
         )

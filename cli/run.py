@@ -34,6 +34,10 @@ def run(
     accept_drift: bool = False,
 ) -> int:
     """Bring the study to its rounds, or `more` further; with `accept_drift`, the sites' newest profile is what later ones are compared with."""
+    if (directory / "coordinator.toml").is_file():
+        from fedrounds.cli.coordinate import coordinate
+
+        return coordinate(directory, more, fresh, as_json, accept_drift)
     from fedrounds.tasks.clock import Clock
     from fedrounds.tasks.folder import prepare
 
@@ -58,7 +62,7 @@ def done(folder: Folder, place: State) -> bool:
     """Whether the study is at its rounds, scored, and wholly in MLflow."""
     from fedrounds.ledger import Ledger
 
-    if not place.ledger.exists():
+    if not place.begun:
         return False
     with Ledger.open(place.ledger) as ledger:
         lineage, newest, last = ledger.lineage(), ledger.progress(), ledger.progress(besides="profile")
@@ -74,7 +78,7 @@ def accept(place: State) -> None:
     from fedrounds.ledger import Ledger
     from fedrounds.tasks.drift import NOTHING, accept
 
-    if not place.ledger.exists():
+    if not place.begun:
         raise NOTHING
     with Ledger.open(place.ledger) as ledger:
         accept(ledger)
@@ -97,7 +101,7 @@ def compatible(folder: Folder, place: State, fresh: bool) -> bool:
     from fedrounds.core.errors import StudyError
     from fedrounds.ledger import Ledger
 
-    if not place.ledger.exists():
+    if not place.begun:
         return False
     with Ledger.open(place.ledger) as ledger:
         if ledger.lineage() is None:
@@ -123,7 +127,7 @@ def unless_running(place: State) -> None:
     """Raise StateError while another runner works on the study: its folder must not be set aside under its feet."""
     from fedrounds.ledger import Ledger
 
-    if place.ledger.exists():
+    if place.begun:
         with Ledger.open(place.ledger) as ledger:
             ledger.acquire()
             ledger.release()
@@ -144,7 +148,7 @@ def _carry_out(folder: Folder, place: State, wards: Mapping[str, Ward], more: in
             try:
                 _flow(folder, place, wards, more, server, on_visit, clock)
             finally:
-                _flush_prefect()
+                flush_prefect()
     finally:
         if server is not None:
             with clock("Prefect"):
@@ -176,7 +180,7 @@ def _flow(
             server.drain(run.flow_run, run.tasks)
 
 
-def _flush_prefect() -> None:
+def flush_prefect() -> None:
     """Let Prefect send what it still holds while its server is there; later it would complain on the terminal."""
     for module, worker in (("prefect.logging.handlers", "APILogWorker"), ("prefect.events.worker", "EventsWorker")):
         if module in sys.modules:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def status(directory: Path, state: Path | None, as_json: bool) -> int:
     """Where the study stands."""
     folder, place = opened(directory, None, state)
-    if not place.ledger.exists():
+    if not place.begun:
         if as_json:
             print(json.dumps({"study": folder.study.name, "rounds": 0, "of": folder.operations.rounds}))
         else:

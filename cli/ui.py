@@ -36,7 +36,7 @@ def ui(directory: Path, state: Path | None, mlflow_port: int, prefect_port: int,
     from fedrounds.tasks.prefect_server import PrefectServer
 
     folder, place = opened(directory, None, state)
-    if not place.ledger.exists():
+    if not place.begun:
         raise StateError(
             f"expected a study that has run, found no state at {place.own}: `fedrounds run {directory}` first"
         )

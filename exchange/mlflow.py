@@ -14,6 +14,7 @@ from fedrounds.core.errors import ServiceError, StudyError, UpdateRejected
 from fedrounds.exchange.retry import TRIES, patiently
 
 API = "/api/2.0/mlflow-artifacts/artifacts"
+PASSWORD = "/api/2.0/mlflow/users/update-password"  # noqa: S105  an address
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 TIMEOUT_S = 60.0
 CHUNK = 1 << 16
@@ -46,7 +47,8 @@ class Artifacts:
                 "expected an exchange at https://… and an experiment's id in digits, found another address: mend it"
             )
         trust = ssl.create_default_context(cafile=ca) if url.startswith("https://") else False
-        self._http = httpx.Client(base_url=url.rstrip("/"), auth=(user, password), verify=trust, timeout=TIMEOUT_S)
+        self._credentials = user, password
+        self._http = httpx.Client(base_url=url.rstrip("/"), auth=self._credentials, verify=trust, timeout=TIMEOUT_S)
         self._broken: tuple[type[Exception], ...] = (httpx.TransportError, _Busy)
         self._root = f"{experiment}/mail"
         self._whose = f"user '{user}' in experiment {experiment}"
@@ -96,6 +98,13 @@ class Artifacts:
     def remove(self, path: str) -> None:
         """Delete the file."""
         self._ask("DELETE", f"{API}/{self._root}/{path}", absent=404)
+
+    def change_password(self, new: str) -> None:
+        """Give the user another password: what the old one is told to opens nothing any more."""
+        user, _ = self._credentials
+        self._ask("PATCH", PASSWORD, json={"username": user, "password": new})
+        self._credentials = user, new
+        self._http.auth = self._credentials
 
     def close(self) -> None:
         """Close the connections."""

@@ -30,9 +30,8 @@ from fedrounds.flows.show import show
 from fedrounds.flows.step import do, key, tag
 from fedrounds.reports.drift import drift_table
 from fedrounds.reports.summary import markdown_table
-from fedrounds.tasks import drift
+from fedrounds.tasks import drift, letters
 from fedrounds.tasks import folder as folders
-from fedrounds.tasks import letters
 from fedrounds.tasks import visit as tasks
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.run import Run, opened, request_bytes

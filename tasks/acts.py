@@ -39,7 +39,7 @@ class Asked:
 
 def asked(place: State) -> Asked | None:
     """The version that waits for approval, None if there is none."""
-    if not place.ledger.exists():
+    if not place.begun:
         return None
     with Ledger.open(place.ledger) as ledger:
         round = ledger.standing().challenger
@@ -120,7 +120,7 @@ def project(place: State) -> list[str]:
 
     child = Child("fedrounds.tasks.track", place.log, QUIET)
     try:
-        answer = child.call({"ledger": str(place.ledger), "mlruns": str(place.mlruns)})
+        answer = child.call(place.told)
         return answer.result()["reports"]
     finally:
         child.kill()
@@ -153,7 +153,7 @@ def told(act: Act) -> str:
 @contextmanager
 def _held(place: State) -> Iterator[Ledger]:
     """The study's ledger, with its lease."""
-    if not place.ledger.exists():
+    if not place.begun:
         raise StateError(f"expected a study that has run in {place.own}, found no ledger: `fedrounds run` starts it")
     with Ledger.open(place.ledger) as ledger:
         ledger.acquire()

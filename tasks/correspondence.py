@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrounds.core.messages import Finding, Request, decode
+from fedrounds.tasks.acts import present
 from fedrounds.tasks.desk import Desk, Question
 from fedrounds.tasks.run import Run
 from fedrounds.tasks.verdict import Verdict, received
@@ -30,6 +31,19 @@ class Correspondence(Run):
 
     def baselines(self) -> None:
         """Nobody has all the rows to compare with."""
+
+    def resume(self) -> None:
+        """Go on from the ledger after something went away: what was under way is asked again.
+
+        Raises:
+            ServiceError: it is still away.
+        """
+        self.close()  # the projector: its connections are as lost as ours were
+        self._track = self._tracking = None
+        self.ledger.renew()
+        head = self.ledger.head()
+        if head:
+            self.visit, self.state = head.visit, present(self.ledger, head)
 
     # --- one question -------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 import os
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -213,14 +213,31 @@ def explain(error: ValidationError, public: bool = False) -> str:
 
 @dataclass(frozen=True)
 class State:
-    """Where a study's state lives: MLflow's store is shared by the studies of a workspace, the rest is the study's own."""
+    """Where a study's state lives: MLflow's store is shared by the studies of a workspace, the rest is the study's own.
+
+    A coordinator keeps its ledger and MLflow's tables in databases elsewhere; these URLs may hold a password and are never shown.
+    """
 
     mlruns: Path
     own: Path
+    database: str = field(default="", repr=False)
+    tracking: str = field(default="", repr=False)
 
     @property
-    def ledger(self) -> Path:
-        return self.own / "ledger.db"
+    def ledger(self) -> Path | str:
+        """What `Ledger.open` takes."""
+        return self.database or self.own / "ledger.db"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there may be a ledger to open, so that looking makes none."""
+        return isinstance(self.ledger, str) or self.ledger.exists()
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What MLflow's projector, in a process of its own, must know."""
+        places = {"ledger": str(self.ledger), "mlruns": str(self.mlruns), "own": str(self.own)}
+        return places | ({"tracking": self.tracking} if self.tracking else {})
 
     @property
     def prefect_home(self) -> Path:
@@ -242,7 +259,7 @@ class State:
 
     @property
     def tracking_uri(self) -> str:
-        return f"sqlite:///{self.mlruns / 'mlflow.db'}"
+        return self.tracking or f"sqlite:///{self.mlruns / 'mlflow.db'}"
 
 
 def state_of(folder: Path, study: str, chosen: Path | None = None) -> State:

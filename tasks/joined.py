@@ -89,7 +89,7 @@ def _fetched(digest: str, mailbox: Exchange, coordinator: bytes, site: SiteFile,
     into = home / "state" / "studies" / digest[:12]
     kept = into / "package"
     data = kept.read_bytes() if kept.is_file() else _package(digest, mailbox, coordinator, site.name)
-    read = package.unpack(data, digest, into, home / "site.toml", site.name)
+    read = package.unpack(data, digest, into, home / "site.toml", site)
     if not kept.is_file():
         scratch = kept.with_name(".package.new")
         scratch.write_bytes(data)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.operations import Gate
 from fedrounds.core.study import Study
+from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.folder import Folder
 
@@ -56,12 +57,12 @@ def packed(folder: Folder, study: Path) -> bytes:
     return data
 
 
-def unpack(data: bytes, digest: str, into: Path, site_file: Path, site: str) -> Folder:
+def unpack(data: bytes, digest: str, into: Path, site_file: Path, site: SiteFile) -> Folder:
     """Write the study that these bytes are into a folder, beside the hospital's own site file, and read it.
 
     Args:
         digest: of the protocol that was asked about.
-        site_file, site: the hospital's site.toml and its name; where its sources' relative paths start.
+        site_file, site: the hospital's site.toml and what it says; where its sources' relative paths start.
 
     Raises:
         UpdateRejected: the bytes are no package, or one of another protocol; nothing was written.
@@ -83,7 +84,7 @@ def unpack(data: bytes, digest: str, into: Path, site_file: Path, site: str) -> 
     files = {"study.toml": document["study"], "operations.toml": _operations(gate, document)}
     if document["suite"] is not None:
         files[f"expectations/{SUITE}.json"] = json.dumps(document["suite"], indent=1, ensure_ascii=False)
-    files[f"sites/{site}.toml"] = site_file.read_text(encoding="utf-8")
+    files[f"sites/{site.name}.toml"] = site_file.read_text(encoding="utf-8")
     for name, text in files.items():
         file = into / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def unpack(data: bytes, digest: str, into: Path, site_file: Path, site: str) -> 
         scratch = file.with_name(f".{file.name}.new")
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(file)
-    return folders.read(into, site_file.parent)
+    return folders.read(into, site_file.parent / site.data)
 
 
 def _read(data: bytes) -> Mapping[str, Any]:

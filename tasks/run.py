@@ -312,7 +312,7 @@ class Run:
 
     def _ask_track(self, finish: bool = False) -> Any:
         assert self._track is not None
-        return self._track.call({"ledger": str(self.place.ledger), "mlruns": str(self.place.mlruns), "finish": finish})
+        return self._track.call(self.place.told | {"finish": finish})
 
 
 def _pooled(

@@ -34,11 +34,11 @@ TRUSTED = ["numpy.dtype"]
 class Projection:
     """One ledger's projection into one MLflow store."""
 
-    def __init__(self, ledger: Ledger, mlruns: Path) -> None:
+    def __init__(self, ledger: Ledger, mlruns: Path, tracking: str | None = None) -> None:
         from mlflow import MlflowClient
 
         self.ledger, self.artifacts = ledger, mlruns / "artifacts"
-        self.client = MlflowClient(f"sqlite:///{mlruns / 'mlflow.db'}")
+        self.client = MlflowClient(tracking or f"sqlite:///{mlruns / 'mlflow.db'}")
         lineage = ledger.lineage()
         assert lineage is not None
         self.lineage, self.study = lineage, ledger.study()
@@ -348,13 +348,14 @@ _projections: dict[str, Projection] = {}
 def _handle(request: dict[str, Any]) -> dict[str, Any]:
     key = request["ledger"]
     if key not in _projections:
-        ledger, mlruns = Path(key), Path(request["mlruns"])
-        _make_store(mlruns / "mlflow.db", ledger.with_name("mlflow.new"))
-        _projections[key] = Projection(Ledger.open(ledger), mlruns)
+        mlruns, tracking = Path(request["mlruns"]), request.get("tracking")
+        if tracking is None:
+            _make_store(mlruns / "mlflow.db", Path(request["own"]) / "mlflow.new")
+        _projections[key] = Projection(Ledger.open(key if "://" in key else Path(key)), mlruns, tracking)
     projection = _projections[key]
     written = projection.project()
     if request.get("finish"):
-        projection.finish(Path(key).with_name("plots"))
+        projection.finish(Path(request["own"]) / "plots")
     return {"written": written, "reports": projection.reports}
 
 
