@@ -30,10 +30,8 @@ def serve(hospital: Hospital, visit: Visit, say: Say, stop: Event, idle: Say | N
         say: takes a line for a person: what was answered, what failed.
         idle: is told whether the agent waits for its hours ("closed") or for a question ("open"), when that changes.
     """
-    poll, dice = (
-        hospital.file.agent.poll,
-        random.Random(os.getpid()),
-    )  # agents that start together must not knock together
+    poll = hospital.file.agent.poll
+    dice = random.SystemRandom()  # agents that start together must not knock together
     pause, heard, failures, told = poll, time.monotonic(), 0, ""
     while not stop.is_set():
         open_now = may_work(hospital.file.agent)
