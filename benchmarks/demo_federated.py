@@ -1,0 +1,258 @@
+"""`make demo-federated`: a coordinator and four hospitals on one machine, really apart: processes, folders, users, TLS, PostgreSQL.
+
+    python benchmarks/demo_federated.py [--rounds 10] [--keep] [--prefect own|off]
+
+UCI heart where ../shared/data is there, made-up data else. It ends with the digests of both ways to run, what a round took and on what,
+and what one hospital's credentials open at the coordinator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from postgres import Postgres, free_port
+
+HOUSE = Path(__file__).parents[1]
+HEART = HOUSE.parent / "shared" / "data" / "heart_disease_uci"
+PROGRAM = Path(sys.executable).with_name("fedrounds")
+
+
+def fedrounds(*words: object, timeout: float = 300, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a command says with --json. Ends the demonstration where it fails."""
+    done = subprocess.run(
+        [str(PROGRAM), *map(str, words), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=dict(env or os.environ),
+    )
+    if done.returncode:
+        raise SystemExit(f"fedrounds {' '.join(map(str, words))[:120]}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Demonstration:
+    """A coordinator's folder, its servers, the hospitals' folders and their agents. Everything ends with it.
+
+    Args:
+        base: an empty folder that the database's user may enter.
+        study: the folder of a study whose site files describe the hospitals; `data` is where their paths start.
+    """
+
+    def __init__(self, base: Path, study: Path, data: Path, prefect: str = "off", poll: float = 0.2) -> None:
+        self.base, self.study, self.data = base, study, data
+        self.home, self.sites = base / "coordinator", sorted(file.stem for file in (study / "sites").glob("*.toml"))
+        self.prefect, self.poll = prefect, poll
+        self.database = Postgres(base / "database")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.port = free_port()
+
+    def init(self) -> None:
+        """The coordinator's folder."""
+        public = f"https://localhost:{self.port}"
+        fedrounds(
+            "coordinator",
+            "init",
+            self.home,
+            "--study",
+            self.study,
+            "--public",
+            public,
+            "--postgres",
+            self.database.url(),
+        )
+
+    def start(self, name: str, *words: object) -> None:
+        """A process of its own, whose output goes to a log beside it."""
+        with (self.base / f"{name}.log").open("ab") as log:
+            command = [str(PROGRAM), *map(str, words)]
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def serve(self, timeout: float = 180) -> None:
+        """The coordinator's servers; returns when all answer."""
+        self.start("coordinator", "coordinator", "start", self.home)
+        until, log = time.monotonic() + timeout, self.base / "coordinator.log"
+        while "ready" not in log.read_text():
+            if self.processes["coordinator"].poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"expected the coordinator's servers to answer, found: {log.read_text()[-3000:]}")
+            time.sleep(0.1)
+
+    def join(self, site: str) -> dict[str, Any]:
+        """Two commands and one exchange: invite here, join there."""
+        token = fedrounds("coordinator", "invite", self.home, site)["token"]
+        described = self.base / f"{site}.toml"
+        described.write_text(
+            (self.study / "sites" / f"{site}.toml").read_text()
+            + f'\n[agent]\npoll = {self.poll}\nprefect = "{self.prefect}"\n'
+        )
+        found = fedrounds("site", "join", token, self.base / site, "--site-file", described, "--data", self.data)
+        described.unlink()
+        return found
+
+    def agent(self, site: str) -> None:
+        """The hospital's agent."""
+        self.start(site, "site", "start", self.base / site)
+
+    def admitted(self, timeout: float = 60) -> None:
+        """Wait until the coordinator has taken note of every enrolment."""
+        until = time.monotonic() + timeout
+        while {it["status"] for it in fedrounds("coordinator", "sites", self.home)["sites"]} != {"active"}:
+            if time.monotonic() > until:
+                raise SystemExit("expected every hospital to be admitted, found one that is not")
+            time.sleep(0.5)
+
+    def run(self, *words: object, timeout: float = 900) -> dict[str, Any]:
+        """Bring the study to its rounds."""
+        return fedrounds("run", self.home, *words, timeout=timeout)
+
+    def kill(self, name: str) -> None:
+        """kill -9, with all that it started."""
+        process = self.processes.pop(name)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+    def close(self) -> None:
+        """End every process by its own id."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        until = time.monotonic() + 20
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+        self.database.stop()
+
+
+@contextmanager
+def demonstration(rounds: int, prefect: str = "off", keep: bool = False, heart: bool = True) -> Iterator[Demonstration]:
+    """A demonstration whose hospitals have joined and whose agents are at work."""
+    base = Path(tempfile.mkdtemp(prefix="fedrounds-demo-"))
+    base.chmod(0o755)
+    study, data = studied(base, rounds, heart)
+    it = Demonstration(base, study, data, prefect)
+    try:
+        it.init()
+        it.serve()
+        for site in it.sites:
+            it.join(site)
+        for site in it.sites:
+            it.agent(site)
+        it.admitted()
+        yield it
+    finally:
+        it.close()
+        if not keep:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def studied(base: Path, rounds: int, heart: bool = True) -> tuple[Path, Path]:
+    """A study of so many rounds, and the folder of its data."""
+    study = base / "study"
+    if heart and HEART.is_dir():
+        shutil.copytree(HOUSE / "studies" / "heart", study)
+        data = HEART
+    else:
+        fedrounds("init", study)
+        data = study
+    operations = study / "operations.toml"
+    operations.write_text(
+        re.sub(r"(?m)^rounds = \d+", f"rounds = {rounds}", operations.read_text())
+        + '\n[federation]\npoll = 0.2\ndeadline = "2m"\n'
+    )
+    return study, data
+
+
+def split(it: Demonstration) -> list[dict[str, float]]:
+    """Of every training round: seconds in all, until a hospital noticed the question, at work, until the coordinator noticed, the rest."""
+    from fedrounds.ledger import Ledger
+    from fedrounds.site.book import Book
+    from fedrounds.tasks.federation import read
+
+    with Ledger.open(read(it.home).place.ledger) as ledger:
+        visits = ledger.visits(ask="train")
+    asked = [
+        line
+        for site in it.sites
+        for line in Book(it.base / site / "state" / "book.db").asked(10_000)
+        if line.ask == "train"
+    ]
+    found = []
+    for visit in visits:
+        lines = [
+            line for line in asked if line.round == visit.round and visit.started - 1 < line.at < visit.committed + 1
+        ]
+        last = max(lines, key=lambda line: line.at)
+        noticed, done = last.at - last.seconds - visit.started, visit.committed - last.at
+        found.append(
+            {"all": visit.committed - visit.started, "to the site": noticed, "at work": last.seconds, "back": done}
+        )
+    return found
+
+
+def report(it: Demonstration, found: Mapping[str, Any], alone: Mapping[str, Any], seconds: float) -> bool:
+    """Print what came of it; whether all is as it should be."""
+    same = found["model_digest"] == alone["model_digest"]
+    parts = split(it)
+    median = {key: statistics.median(part[key] for part in parts) for key in parts[0]}
+    print(f"study           {found['study']}: {found['rounds']} rounds in {seconds:.1f} s, once all servers answered")
+    print(
+        f"model           {found['model_digest'][:16]}…, in one process {alone['model_digest'][:16]}…: {'the same' if same else 'ANOTHER'}"
+    )
+    print(
+        f"a round         {median['all']:.2f} s (median of {len(parts)}): {median['to the site']:.2f} until the last hospital had the question,"
+        f" {median['at work']:.2f} at work, {median['back']:.2f} until its answer was committed"
+    )
+    return same
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was tried with one hospital's credentials."""
+    wide = max(len(str(row["tried"])) for row in rows)
+    for row in rows:
+        print(f"  {row['tried']:<{wide}}  {row['status']!s:>5}  {'refused' if row['refused'] else 'ALLOWED'}")
+
+
+def main() -> None:
+    """The whole demonstration."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--keep", action="store_true", help="leave the folder for a look")
+    parser.add_argument("--prefect", choices=("own", "off"), default="off", help="of the hospitals' agents")
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    with demonstration(arguments.rounds, arguments.prefect, arguments.keep) as it:
+        print(f"servers up and {len(it.sites)} hospitals joined in {time.monotonic() - begun:.0f} s ({it.base})")
+        started = time.monotonic()
+        found = it.run()
+        seconds = time.monotonic() - started
+        alone = fedrounds("run", it.study, "--data", it.data, "--state", it.base / "alone")
+        good = report(it, found, alone, seconds)
+        from isolation import isolation
+
+        rows = isolation(it.home, [it.base / site for site in it.sites])
+        table(rows)
+        if not good or not all(row["refused"] for row in rows if row.get("must_refuse", True)) or seconds > 90:
+            raise SystemExit("not as it should be")
+
+
+if __name__ == "__main__":
+    main()
