@@ -6,6 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from fedrounds.core.algorithm import SiteState, Sums
+from fedrounds.core.codec import foreign, narrow, widen
+from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import OF_TABLE, Reply, Request
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
@@ -46,11 +48,16 @@ def handle(
     refusal = _refusal(request, data, plan, policy)
     if not refusal:
         with np.errstate(all="ignore"):  # what overflows is seen below
+            asked = widen(request.arrays)
             if isinstance(data, Cohort) and request.ask not in OF_TABLE:
-                data = encode(data, plan.study, request.arrays, plan.ones)
-            after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
+                data = encode(data, plan.study, asked, plan.ones)
+            after, sums = plan.algorithms[request.ask].answer(asked, state, data, rng)
         if all(np.isfinite(array).all() for array in sums.values()):
-            state, sums = after, withhold(sums, policy.minimum_patients)
+            try:
+                sums = narrow(withhold(sums, policy.minimum_patients), plan.study.protocol.codec)
+                state = after
+            except UpdateRejected as error:
+                refusal, sums = str(error), {}
         else:
             refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
     return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)
@@ -71,6 +78,8 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
     for name, array in request.arrays.items():
         if array.shape != takes[name]:
             return f"expected {name} of shape {takes[name]}, was asked with {array.shape}: the study file here is another one"
+    if said := foreign(request.arrays, plan.study.protocol.codec):
+        return f"{said}: the study file here is another one"
     train = int(np.count_nonzero(~data.valid)) if isinstance(data, Cohort) else len(data.y)
     if train < policy.minimum_patients:
         return below(policy)
