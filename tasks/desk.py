@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from fedrounds.core import identity
+from fedrounds.core.codec import foreign
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import ENVELOPE, About
 from fedrounds.core.messages import LARGEST_HEADER, Finding, Reply, Request, decode, encode
@@ -111,7 +112,10 @@ class Desk:
                 )
             return
         shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
-        check(decode(payload, Reply), request, (self.name,), shapes)
+        reply = decode(payload, Reply)
+        check(reply, request, (self.name,), shapes)
+        if said := foreign(reply.arrays, self.plan.study.protocol.codec):
+            raise UpdateRejected(f"{said} from site '{self.name}': it was refused")
 
     def _largest(self, request: Request) -> int:
         """Bytes that an answer can have at most."""
