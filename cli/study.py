@@ -15,6 +15,11 @@ def opened(folder: Path, data: Path | None, state: Path | None) -> tuple[Folder,
     """The study's files, typed, and where its state is. Writes nothing."""
     from fedrounds.tasks.folder import read, state_of
 
+    if (folder / "coordinator.toml").is_file():
+        from fedrounds.tasks.federation import read as federation
+
+        federated = federation(folder)
+        return federated.folder, federated.place
     found = read(folder, data)
     return found, state_of(folder, found.study.name, state)
 
