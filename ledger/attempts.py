@@ -130,6 +130,16 @@ class Attempts:
             assert again
         return again
 
+    def drop_attempt(self) -> None:
+        """Close the open attempt, if there is one, with nothing to show for it: what it asked may be asked anew under another number.
+
+        Raises:
+            StateError: another runner took the lease; nothing was written.
+        """
+        with self._database.write() as connection:
+            self._hold(connection)
+            close(connection, "dropped", self._database.now(connection))
+
     def note_reply(self, receipt: Receipt) -> None:
         """Record what came in. The same message of a site for the same exchange is recorded once, with what became of it first.
 
@@ -165,7 +175,7 @@ class Attempts:
                 )
 
 
-def close(connection: Connection, outcome: Literal["committed", "failed"], now: float) -> None:
+def close(connection: Connection, outcome: Literal["committed", "failed", "dropped"], now: float) -> None:
     """Close the open attempt, if there is one, in the transaction that says what became of it."""
     is_open = schema.attempts.c.closed.is_(None)
     connection.execute(update(schema.attempts).where(is_open).values(closed=now, outcome=outcome, asking=b""))

@@ -289,29 +289,6 @@ class Ledger(Attempts):
             )
         return found
 
-    # --- attempts (a shim until the tables are there) -------------------------------------------------------------------
-
-    def open_attempt(self, after: int, asking: bytes, deadline: float) -> int:
-        number = (self.noted("attempt") or 0) + 1
-        self.note("attempt", number)
-        return number
-
-    def note_reply(
-        self,
-        attempt: int,
-        exchange: int,
-        site: str,
-        digest: str,
-        outcome: str,
-        reason: str,
-        bytes_in: int,
-        bytes_out: int,
-    ) -> None:
-        rows = self.noted("replies") or []
-        key = [attempt, exchange, site, digest]
-        if key not in [row[:4] for row in rows]:
-            self.note("replies", [*rows, [*key, outcome, reason, bytes_in, bytes_out]][-500:])
-
     # --- the projector ------------------------------------------------------------------------------------------------
 
     def unprojected(self) -> list[int]:

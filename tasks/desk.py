@@ -14,6 +14,7 @@ from fedrounds.core.plan import Plan
 from fedrounds.core.round import check
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import Name, folder
+from fedrounds.tasks import verdict as verdicts
 
 MOST_OBJECTS = 8  # of one site in answer to one question; more are not read
 
@@ -49,6 +50,7 @@ class Received:
     message: bytes
     refused: str
     size: int  # bytes that came
+    declined: str = ""  # the hospital's own refusal
 
 
 class Desk:
@@ -95,13 +97,16 @@ class Desk:
             if signed is None:
                 raise UpdateRejected(f"expected an object at {name.folder}, found none: it was dropped")
             payload = identity.verify(self._public, question.about(self.name, "reply"), signed)
-            self._check(payload, question)
+            declined = self._checked(payload, question)
         except UpdateRejected as error:
             return Received(name.digest, b"", str(error), 0)
-        return Received(name.digest, payload, "", len(signed))
+        return Received(name.digest, payload, "", len(signed), declined)
 
-    def _check(self, payload: bytes, question: Question) -> None:
-        """Raise UpdateRejected unless the payload is an answer to the question, of this site, in the expected shape."""
+    def _checked(self, payload: bytes, question: Question) -> str:
+        """The hospital's own refusal, empty if it answered.
+
+        Raises UpdateRejected unless the payload is an answer to the question, of this site, in the expected shape.
+        """
         request = question.request
         if request.ask == "gate":
             found = decode(payload, Finding)
@@ -110,12 +115,15 @@ class Desk:
                 raise UpdateRejected(
                     f"expected what the gate of '{self.name}' found, found another message: it was refused"
                 )
-            return
+            if not found.refusal:
+                verdicts.received(self.name, found.verdict)
+            return found.refusal
         shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
         reply = decode(payload, Reply)
         check(reply, request, (self.name,), shapes)
         if said := foreign(reply.arrays, self.plan.study.protocol.codec):
             raise UpdateRejected(f"{said} from site '{self.name}': it was refused")
+        return reply.refusal
 
     def _largest(self, request: Request) -> int:
         """Bytes that an answer can have at most."""
