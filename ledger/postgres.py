@@ -104,12 +104,13 @@ def database(where: str) -> Database:
 def _parse(where: str) -> URL:
     try:
         url = make_url(where)
-        good = url.get_backend_name() == "postgresql" and bool(url.database)
+        good = url.get_backend_name() == "postgresql" and bool(url.database) and "@" not in (url.host or "")
     except (ArgumentError, NoSuchModuleError, ValueError):
         good = False
     if not good:  # what was found is not shown: it may hold a password
         raise StateError(
-            "expected the ledger's address as a path or postgresql://user:password@host:port/database, found another text: see coordinator.toml"
+            "expected the ledger's address as a path or postgresql://user:password@host:port/database, found another text: write signs in the "
+            "password as %40 and the like"
         )
     return url
 
