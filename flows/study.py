@@ -178,9 +178,9 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
     number = asking.request.round
     while isinstance(asking, Asking):
         request = request_bytes(asking)
-        replies = [
-            reply for group in run.groups(asking.sites) for reply in await do(run, carry, group, request, number)
-        ]
+        groups = run.groups(asking.sites)
+        run.send(groups, request)
+        replies = [reply for group in groups for reply in await do(run, carry, group, request, number)]
         asking = await do(run, tasks.aggregate, run, asking, replies, number)
     await do(run, tasks.track, run, number)
     await show(run, _key("", run))

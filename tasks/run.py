@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedrounds.core.answer import Policy
 from fedrounds.core.champion import judged
@@ -32,6 +32,9 @@ from fedrounds.tasks.verdict import Verdict, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
 from fedrounds.tasks.withheld import withheld
 
+if TYPE_CHECKING:
+    from fedrounds.tasks.dask import Crew
+
 ALONE = 32  # sites up to which each has tasks of its own
 BATCHES = 8  # tasks that carry the sites between them where there are more, at most ALONE each: a task costs more than a small site's training
 COMPARED = 64  # sites up to which each also trains alone, to compare with
@@ -45,6 +48,11 @@ QUIET = {
 }
 
 Listener = Callable[["Run"], None]
+
+
+def batch(sites: int) -> int:
+    """How many of so many sites one task visits."""
+    return 1 if sites <= ALONE else min(ALONE, -(-sites // BATCHES))
 
 
 class Group:
@@ -74,6 +82,7 @@ class Run:
         on_visit: Listener | None,
         wards: Mapping[str, Ward] | None,
         clock: Clock | None,
+        crew: Crew | None = None,
     ) -> None:
         self.folder, self.place, self.ledger = folder, state, ledger
         self.on_visit = on_visit or (lambda _: None)
@@ -99,7 +108,8 @@ class Run:
         )  # Prefect's id of the artifact of how far this run is, and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
-        self._gates = Gates(folder, state.log, QUIET)
+        self._crew = crew  # of a Dask cluster, where the rows are there
+        self._gates = crew or Gates(folder, state.log, QUIET)
         self._track: Child | None = None
         self._tracking: Any = None
 
@@ -124,8 +134,13 @@ class Run:
     def groups(self, sites: Sequence[str]) -> list[Group]:
         """The sites in tasks: one each, or in batches when there are many."""
         wards = [self.wards[name] for name in sites]
-        size = 1 if len(wards) <= ALONE else min(ALONE, -(-len(wards) // BATCHES))
-        return [Group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
+        size, group = batch(len(wards)), self._crew.group if self._crew else Group
+        return [group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
+
+    def send(self, groups: Sequence[Group], request: bytes) -> None:
+        """Let sites begin with a request where they are in other processes; here a group begins when it is asked to answer."""
+        if self._crew:
+            self._crew.send(groups, request)
 
     @property
     def taking_part(self) -> list[str]:
@@ -260,6 +275,9 @@ class Run:
         token = _digest(inputs)
         if known.get("token") == token or len(cohorts) > COMPARED:
             return
+        if not cohorts:  # all rows are elsewhere, and what was compared before is not with this model
+            self.ledger.note("baselines", {})
+            return
         local: dict[str, Any] = {}
         with withheld("to train the models to compare with"):
             for name, cohort in cohorts.items():
@@ -348,6 +366,7 @@ def opened(
     on_visit: Listener | None = None,
     wards: Mapping[str, Ward] | None = None,
     clock: Clock | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[Run]:
     """A run that holds the study's lease, and lets go of everything at the end, whatever happens."""
     os.environ.update(QUIET)
@@ -355,7 +374,7 @@ def opened(
     try:
         ledger.acquire()
         try:
-            run = Run(folder, state, ledger, on_visit, wards, clock)
+            run = Run(folder, state, ledger, on_visit, wards, clock, crew)
             try:
                 yield run
             finally:

@@ -104,6 +104,11 @@ class Ward:
             self.bytes_in, self.bytes_out = len(request), len(sent)
             return sent
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps state between rounds."""
+        return bool(self._memory)
+
     def refusal(self) -> str:
         """Why the site cannot take part at all; empty if it can."""
         training = int((~self._cohort().valid).sum())
