@@ -303,11 +303,14 @@ def page(happened: Mapping[str, int], wrong: Sequence[str], rounds: int, seconds
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HOUSE, capture_output=True, text=True, check=True
     ).stdout.strip()
+    written = (
+        f"Written by `make chaos` on {dt.date.today()} at commit {commit}, seed {seed}: {rounds} rounds in {seconds / 60:.0f} minutes on "
+        f"{os.cpu_count()} cores, with a real PostgreSQL, MLflow, nginx and four agents. After each kill the same command was given again."
+    )
     lines = [
         "# Chaos",
         "",
-        f"Written by `make chaos` on {dt.date.today()} at commit {commit}, seed {seed}: {rounds} rounds in {seconds / 60:.0f} minutes on "
-        f"{os.cpu_count()} cores, a real PostgreSQL, MLflow, nginx, and {3 if len(happened) else 0} or more agents. After each kill the same command was given again.",
+        written,
         "",
         "| what happened | times |",
         "|---|---|",

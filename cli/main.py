@@ -97,6 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 arguments.fresh,
                 arguments.json,
                 arguments.accept_drift,
+                arguments.runner,
             )
         case "deploy":
             from fedrounds.cli.deploy import deploy
@@ -175,6 +176,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--gate", action="store_true", help="run the sites' expectation suites too")
     run = command("run", "bring the study to its rounds; what is done already is not done again")
     run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
+    run.add_argument(
+        "--runner",
+        type=_runner,
+        metavar="RUNNER",
+        help="where the sites' rows are: `dask`, or a scheduler, dask://HOST:PORT",
+    )
     anew = run.add_mutually_exclusive_group()
     anew.add_argument("--fresh", action="store_true", help="start anew; what was there is set aside")
     anew.add_argument(
@@ -250,6 +257,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of rounds above 0, found {text!r}")
     return int(text)
+
+
+def _runner(text: str) -> str:
+    kind, slashes, place = text.partition("://")
+    host, _, port = place.rpartition(":")
+    if text != "dask" and not (kind in ("dask", "tcp", "tls") and slashes and host and port.isdecimal()):
+        raise argparse.ArgumentTypeError(
+            f"expected `dask` or a scheduler's address (dask://HOST:PORT, tls://HOST:PORT), found {text!r}"
+        )
+    return text
 
 
 def _reason(text: str) -> str:

@@ -178,7 +178,9 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
 async def carried(run: Run, asking: Asking, carry: Task[..., Any]) -> list[bytes]:
     """The replies of the sites of this process to an open exchange."""
     request, number = request_bytes(asking), asking.request.round
-    return [reply for group in run.groups(asking.sites) for reply in await do(run, carry, group, request, number)]
+    groups = run.groups(asking.sites)
+    run.send(groups, request)
+    return [reply for group in groups for reply in await do(run, carry, group, request, number)]
 
 
 @task(name="finish", task_run_name="baselines and reports", persist_result=False, cache_policy=NO_CACHE)

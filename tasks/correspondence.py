@@ -32,9 +32,6 @@ class Correspondence(Run):
 
     wards: dict[str, Desk]  # type: ignore[assignment]
 
-    def baselines(self) -> None:
-        """Nobody has all the rows to compare with."""
-
     def resume(self) -> None:
         """Go on from the ledger after something went away: what was under way is asked again.
 
@@ -65,7 +62,7 @@ class Correspondence(Run):
         sites = tuple(sorted(self.wards))
         return Asking(self.state, request, sites, self.folder.operations.quorum_of(len(sites)))
 
-    def send(self, question: Question, sites: Sequence[str]) -> None:
+    def post(self, question: Question, sites: Sequence[str]) -> None:
         """Clear each mailbox of what is over, and put the question into it."""
         for name in sites:
             self._clear(name, question)

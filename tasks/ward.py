@@ -112,6 +112,11 @@ class Ward:
             rng = self.plan.rng(asked.round, self.name)
             return handle(asked, memory, data, self.plan, self.policy, self.name, rng)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps state between rounds."""
+        return bool(self._memory)
+
     def refusal(self) -> str:
         """Why the site cannot take part at all; empty if it can."""
         training = int((~self._cohort().valid).sum())

@@ -21,7 +21,7 @@ def _die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _amid(self, path, data=b"", *rest, **more):
+def _amid(self, path, data=b""):
     """Half an upload, or the first bytes of a download, and gone."""
     url = f"/api/2.0/mlflow-artifacts/artifacts/{self._root}/{path}"
     if data and not isinstance(data, int):
@@ -52,7 +52,7 @@ def _patch(module, dotted, when, nth):
         if mine and when == "before":
             _die()
         if mine and when == "amid":
-            _amid(*given, **more)
+            _amid(*given)
         found = original(*given, **more)
         if mine and when == "after":
             _die()
@@ -65,7 +65,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, target, dotted, when, nth):
         self.target, self.words = target, (dotted, when, nth)
 
-    def find_spec(self, name, path, target=None):
+    def find_spec(self, name, path, target=None):  # noqa: ARG002
         if name != self.target:
             return None
         sys.meta_path.remove(self)
