@@ -3,7 +3,7 @@
 Guarantees:
     * a reply and the state that comes with it are stored in one transaction, before either is of any effect: a killed agent sends the
       same bytes again, or trains again from the same state by the same seed;
-    * at most one reply a (study, round, exchange, what was asked, base): whoever asks again gets the same bytes;
+    * at most one reply a question about the same data: whoever asks again gets the same bytes;
     * state takes effect when a later round begins, which proves that its own has closed: a round that failed leaves none behind;
     * what was asked and what became of it is never changed or removed.
 """
@@ -24,8 +24,8 @@ from fedrounds.core.errors import StateError
 KEPT = 2  # rounds of which replies and states are kept, besides the newest: nobody asks for older ones again
 TABLES = """
 CREATE TABLE IF NOT EXISTS replies (
-    study TEXT, round INTEGER, exchange INTEGER, ask TEXT, base TEXT, reply BLOB NOT NULL, at REAL NOT NULL,
-    PRIMARY KEY (study, round, exchange, ask, base)
+    study TEXT, round INTEGER, exchange INTEGER, ask TEXT, base TEXT, about TEXT, reply BLOB NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (study, round, exchange, ask, base, about)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS states (study TEXT, round INTEGER, state BLOB NOT NULL, PRIMARY KEY (study, round)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -38,14 +38,30 @@ PRAGMA user_version = 1;
 """
 
 
+LEARN = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
+TRAINED = """
+SELECT count(DISTINCT study || ' ' || round) FROM asked AS one WHERE ask = 'train' AND at >= ? AND (
+    outcome = 'answered'
+    OR outcome = 'again' AND NOT EXISTS (
+        SELECT 1 FROM asked WHERE study = one.study AND round = one.round AND ask = 'train' AND outcome = 'answered'
+    )
+)
+"""
+
+
 class Question(NamedTuple):
-    """What a request asks, however often it is asked."""
+    """What a request asks, however often it is asked.
+
+    `about` is a digest of all else that its answer hangs on: the numbers that came with it (a champion is none of `base`), the data that
+    the gate let through, the policy. Where one of them is another, an old answer would be a wrong one.
+    """
 
     study: str
     round: int
     exchange: int
     ask: str
     base: str
+    about: str
 
 
 class Asked(NamedTuple):
@@ -74,7 +90,7 @@ class Book:
     def __init__(self, file: Path) -> None:
         self._file, self._lock = file, threading.Lock()
         with self._one_line():
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._db = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
             file.chmod(0o600)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -96,15 +112,16 @@ class Book:
     def reply(self, question: Question) -> bytes | None:
         """The reply that was given, None if there was none."""
         found = self._one(
-            "SELECT reply FROM replies WHERE (study, round, exchange, ask, base) = (?, ?, ?, ?, ?)", *question
+            "SELECT reply FROM replies WHERE (study, round, exchange, ask, base, about) = (?, ?, ?, ?, ?, ?)", *question
         )
         return found[0] if found else None
 
-    def keep(self, question: Question, reply: bytes, state: bytes | None) -> None:
-        """Store a reply, and the state that it leaves behind if its round closes; what is old is forgotten."""
+    def keep(self, question: Question, reply: bytes, state: bytes | None, **facts: Any) -> None:
+        """Store a reply, the state that it leaves behind if its round closes, and facts that it makes; what is old is forgotten."""
         study, number = question.study, question.round
         with self._write() as db:
-            db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", (*question, reply, time.time()))
+            db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*question, reply, time.time()))
+            db.executemany(LEARN, [(key, json.dumps(value)) for key, value in facts.items()])
             if state is not None:
                 db.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (study, number, state))
             db.execute("DELETE FROM replies WHERE study = ? AND round < ?", (study, number - KEPT))
@@ -144,9 +161,8 @@ class Book:
         return [Asked(*row[1:]) for row in rows]
 
     def trained(self, since: float) -> int:
-        """How many rounds were trained since a moment (Unix seconds)."""
-        rounds = "SELECT count(*) FROM (SELECT DISTINCT study, round FROM asked WHERE ask = 'train' AND outcome = 'answered' AND at >= ?)"
-        return self._one(rounds, since)[0]
+        """How many rounds were trained since a moment (Unix seconds): also those of which a killed agent only sent what it had stored."""
+        return self._one(TRAINED, since)[0]
 
     def totals(self) -> dict[str, Any]:
         """Requests by outcome, and bytes each way."""
@@ -167,7 +183,7 @@ class Book:
     def learn(self, key: str, value: Any) -> None:
         """Keep a small JSON value in place of the last one."""
         with self._write() as db:
-            db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+            db.execute(LEARN, (key, json.dumps(value)))
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from fedrounds.core.answer import Policy
 from fedrounds.core.operations import Window
@@ -46,6 +47,15 @@ class Agent(Options):
     windows: tuple[Window, ...] = ()
     timezone: str = "UTC"
     prefect: Literal["own", "off"] = "own"
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("expected a time zone such as Europe/Zurich, found another word: correct it") from None
+        return timezone
 
 
 class SiteFile(Options):

@@ -13,6 +13,7 @@ from threading import Event
 from fedrounds.core.errors import FedroundsError, ServiceError, StateError
 from fedrounds.tasks.consent import may_work
 from fedrounds.tasks.hospital import Answer, Hospital, Letter
+from fedrounds.tasks.withheld import withheld
 
 QUIET_S = 60.0  # after so long without a question the agent looks less often
 IDLE = 8  # times the poll interval, at most, between two looks while nothing comes
@@ -51,17 +52,22 @@ def serve(hospital: Hospital, visit: Visit, say: Say, stop: Event, idle: Say | N
                 continue
             failures = 0
             pause = poll if time.monotonic() - heard < QUIET_S else min(IDLE * poll, pause * 1.1)
-        except FedroundsError as error:
+        except Exception as error:  # an agent that nobody watches goes on, whatever it was
             failures += 1
-            pause = min(LONGEST_S, poll * 2**failures)
-            say(f"{error} (tried again in about {pause:.0f} s)")
-        except OSError as error:
-            failures += 1
-            pause = min(LONGEST_S, poll * 2**failures)
-            say(
-                f"expected files that can be read and written, found: {error.strerror} (tried again in about {pause:.0f} s)"
-            )
+            pause = min(LONGEST_S, poll * 2 ** min(failures, 16))  # beyond a thousand it would be no number any more
+            say(f"{_why(error)} (tried again in about {pause:.0f} s)")
         stop.wait(pause * dice.uniform(0.75, 1.25))
+
+
+def _why(error: Exception) -> str:
+    """In one line; the text of what is no error of ours may quote a row."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"expected files that can be read and written, found: {error.strerror}"
+    try:
+        with withheld("the agent to do its part"):
+            raise error
+    except FedroundsError as ours:
+        return str(ours)
 
 
 def _said(letter: Letter, answer: Answer) -> str:
@@ -76,11 +82,12 @@ def alone(home: Path) -> Iterator[None]:
     file = home / "state" / "agent.lock"
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with file.open("w") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateError(f"expected no other agent in {home}, found one at work: end it first") from None
-            yield
+        held = file.open("w")
     except OSError as error:
         raise ServiceError(f"expected a folder that can be written at {file.parent}, found: {error.strerror}") from None
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(f"expected no other agent in {home}, found one at work: end it first") from None
+        yield

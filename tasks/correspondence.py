@@ -77,7 +77,8 @@ class Correspondence(Run):
         """Drop what is over; a reply among it that was not taken came too late, and is written down."""
         for left in self.wards[name].sweep(None if all_of_it else question):
             number, exchange = question.number_of(left), int(left.phase.rpartition("-")[2])
-            self.ledger.note_reply(Receipt(number, exchange, name, left.digest, "late", LATE))
+            if number > 0:  # else a name that no question ever had
+                self.ledger.note_reply(Receipt(number, exchange, name, left.digest, "late", LATE))
 
     def look(self, site: str, question: Question) -> bytes | None:
         """What the site has answered, None while it has not; what is no answer is written down and passed over."""

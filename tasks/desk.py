@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -14,9 +15,10 @@ from fedrounds.core.plan import Plan
 from fedrounds.core.round import check
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import Name, folder
-from fedrounds.tasks import verdict as verdicts
+from fedrounds.tasks.verdict import received
 
 MOST_OBJECTS = 8  # of one site in answer to one question; more are not read
+REPLY = re.compile(r"reply-[0-9]{1,6}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Desk:
                     f"expected what the gate of '{self.name}' found, found another message: it was refused"
                 )
             if not found.refusal:
-                verdicts.received(self.name, found.verdict)
+                received(self.name, found.verdict)
             return found.refusal
         shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
         reply = decode(payload, Reply)
@@ -133,7 +135,9 @@ class Desk:
         return LARGEST_HEADER + 8 * (sum(prod(shape) for shape in shapes.values()) + 16)
 
     def sweep(self, question: Question | None = None) -> list[Name]:
-        """Drop what is left of other questions than this one; returns the replies among it: counted ones, and those that came too late."""
+        """Drop what is left of other questions than this one; returns the replies among it, of which no more than a few are told:
+        counted ones, and those that came too late. What is no reply's name is dropped in silence: a site may put anything there.
+        """
         kept = question.folder("any")[:2] if question else (0, 0)
         left: list[Name] = []
         for place in self.mailbox.folders():
@@ -141,6 +145,6 @@ class Desk:
                 continue
             for name in self.mailbox.list(place):
                 if (name.round, name.attempt) != kept:
-                    left += [name] if name.phase.startswith("reply-") else []
+                    left += [name] if REPLY.fullmatch(name.phase) else []
                     self.mailbox.drop(name)
-        return left
+        return left[: 4 * MOST_OBJECTS]

@@ -121,9 +121,10 @@ def _agree(study: Study, operations: Operations, sites: Collection[str]) -> None
         )
     if operations.schedule is not None:
         check_calendar(operations.schedule)
-    if isinstance(study.weights, dict) and set(study.weights) != set(sites):
+    stated = set(study.weights) if isinstance(study.weights, dict) else set(sites)
+    if not (stated == set(sites) or (operations.sites is not None and stated > set(sites))):
         raise StudyError(
-            f"expected `weights` in study.toml for {', '.join(sites)}, found {', '.join(study.weights)}: state one a site"
+            f"expected `weights` in study.toml for {', '.join(sites)}, found {', '.join(sorted(stated))}: state one a site"
         )
 
 

@@ -10,9 +10,12 @@ names, and every request must bear the coordinator's signature.
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,10 @@ from fedrounds.tasks.folder import read_site
 from fedrounds.tasks.joined import Joined, join
 from fedrounds.tasks.mailboxes import mailbox_of, public_key_of, read_key
 from fedrounds.tasks.verdict import Verdict, broken, line, to_json
+from fedrounds.tasks.withheld import withheld
 
 LARGEST_REQUEST = 256 << 20  # bytes; what a coordinator may make a hospital read
+GATE_S = 900  # of one gate; a suite may hold a pattern that never ends
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,12 +48,6 @@ class Letter:
 
     def __repr__(self) -> str:
         return f"Letter({self.name.folder})"
-
-    @property
-    def question(self) -> Question:
-        """What it asks, however often it is sent."""
-        asked = self.request
-        return Question(asked.study, asked.round, asked.exchange, asked.ask, asked.base)
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,7 +118,9 @@ class Hospital:
             if not inside or inside[-1] == folder(0):
                 return None
             where = inside[-1]
-        phases = [path for path in self.mailbox.folders(where) if "/request-" in path]
+        phases = [
+            path for path in self.mailbox.folders(where) if re.fullmatch(r"request-[0-9]+", path.rpartition("/")[2])
+        ]
         names = self.mailbox.list(max(phases, key=_exchange)) if phases else []
         return names[-1] if names else None
 
@@ -171,11 +172,18 @@ class Hospital:
 
     def given(self, letter: Letter) -> Answer | None:
         """The answer without any work: the one that was given before, or the policy's refusal; None if there is work to do."""
-        before = self.book.reply(letter.question)
+        before = self.book.reply(self.question(letter.request))
         if before is not None:
             return Answer(before, "again")
         refusal = consent.refusal(letter.request, self.file, self.book)
         return self._refused(letter.request, refusal) if refusal else None
+
+    def question(self, request: Request) -> Question:
+        """What is asked, however often it is sent, and what its answer hangs on."""
+        judged = self.book.fact(f"judged {request.study}") or {}
+        here = [judged.get("fingerprint"), judged.get("said"), self.file.policy.model_dump(mode="json")]
+        about = sha256(encode(request) + json.dumps(here, sort_keys=True).encode()).hexdigest()
+        return Question(request.study, request.round, request.exchange, request.ask, request.base, about)
 
     def work(self, letter: Letter) -> Answer:
         """The answer that takes the hospital's rows: stored, with the state that it leaves, before anybody sees it.
@@ -183,22 +191,30 @@ class Hospital:
         Raises:
             ServiceError: the rows cannot be had now, or the disk is full: nothing was sent, a later look tries again.
         """
-        request = letter.request
+        with withheld("an answer to a request"):
+            return self._worked(letter.request)
+
+    def _worked(self, request: Request) -> Answer:
         joined = self.joined(request.study)
         if isinstance(joined, str):
             return self._refused(request, joined)
         if request.ask == "gate":
-            return self.found(request, self.judged(joined))
+            try:
+                return self.found(request, self.judged(joined))
+            except StudyError:  # waiting mends it no more than asking again does
+                return self._refused(request, "the study's suite says what the gate here cannot check")
+            except TimeoutError:
+                return self._refused(request, f"its gate found nothing within {GATE_S} s")
         refusal = self.changed(joined)
         if refusal:
             return self._refused(request, refusal)
-        state, reply = self._answered(request, joined)
+        after, reply = self._answered(request, joined)
         if reply.refusal:
             return self._refused(request, reply.refusal)
-        answer = Answer(encode(reply), "answered", state=pack({}, state))
-        self.book.keep(letter.question, answer.message, answer.state if request.ask == "train" else None)
-        if request.ask == "profile":
-            self.book.learn(f"profiled {request.study}", joined.ward.fingerprint)
+        answer = Answer(encode(reply), "answered", state=pack({}, after))
+        profiled = {f"profiled {request.study}": joined.ward.fingerprint} if request.ask == "profile" else {}
+        state = answer.state if request.ask == "train" else None
+        self.book.keep(self.question(request), answer.message, state, **profiled)
         return answer
 
     def _answered(self, request: Request, joined: Joined) -> tuple[SiteState, Reply]:
@@ -230,9 +246,12 @@ class Hospital:
         joined.statistics = {}
         verdict = joined.memory.verdict(ward)
         if verdict is None:
-            verdict = joined.memory.keep(ward, joined.gates.ask(self.name, ward.problem).result())
+            try:
+                found = joined.gates.ask(self.name, ward.problem).result(GATE_S)
+            finally:
+                joined.gates.kill()  # it holds a good part of a gigabyte, and data change once a week
+            verdict = joined.memory.keep(ward, found)
             joined.memory.save()
-            joined.gates.kill()  # it holds a good part of a gigabyte, and data change once a week
         if ward.fingerprint:
             joined.memory.set_aside(ward)
         if verdict.passed and ward.problem:
@@ -257,7 +276,8 @@ class Hospital:
     def found(self, request: Request, verdict: Verdict) -> Answer:
         """What the gate said, as it leaves the hospital."""
         judged, profiled = (self.book.fact(f"{what} {request.study}") for what in ("judged", "profiled"))
-        return Answer(self.finding(request, verdict, judged["fingerprint"] != profiled), "answered", line(verdict))
+        fresh = judged["fingerprint"] not in ("", profiled)  # data that cannot be read are no new ones
+        return Answer(self.finding(request, verdict, fresh), "answered", line(verdict))
 
     def finding(self, request: Request, verdict: Verdict, fresh: bool) -> bytes:
         """A verdict as a message."""

@@ -28,7 +28,9 @@ class Joined:
     def __init__(self, read: Folder, site: SiteFile, home: Path) -> None:
         self.folder, self.plan = read, build(read.study)
         self.ward = Ward(site, self.plan, read.data, site.policy)
-        self.memory = Remembered(read, home / "verdicts.json")
+        self.memory = Remembered(
+            read, read.path / "verdicts.json"
+        )  # the study's own: rows that another's suite set aside are not its
         self.gates = Gates(read, home / "agent.log", {})
         self.statistics: dict[str, bytes] = {}  # that the rows were encoded by
 

@@ -10,8 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
+from zoneinfo import ZoneInfo
 
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.operations import Gate
@@ -31,6 +30,12 @@ ACTIVE = {
     "batch_id",
     "result_format",
 }
+ELSEWHERE = (
+    "query",
+    "unexpected_rows",
+    "other_table",
+    "json_schema",
+)  # in the name of an expectation that looks beyond its columns
 SUITE = "suite"  # what the suite's file is called at a hospital
 
 
@@ -69,10 +74,13 @@ def unpack(data: bytes, digest: str, into: Path, site_file: Path, site: SiteFile
         StudyError: the site file does not fit the study.
     """
     document = _read(data)
+    if not document["gate"].keys().isdisjoint(("suite", "rules")):
+        raise UpdateRejected("expected what a failed gate does in a study's package, found more: it was refused")
     try:
         study = Study.model_validate(tomllib.loads(document["study"]))
         gate = Gate.model_validate(document["gate"])
-    except (tomllib.TOMLDecodeError, ValidationError):
+        ZoneInfo(document["timezone"])
+    except (ValueError, KeyError, OSError, RecursionError):  # of TOML, pydantic and zoneinfo
         raise UpdateRejected(
             "expected a study that this release reads, found another: install the coordinator's release"
         ) from None
@@ -80,17 +88,21 @@ def unpack(data: bytes, digest: str, into: Path, site_file: Path, site: SiteFile
         raise UpdateRejected(
             f"expected protocol {digest[:12]} in the package, found {study.digest[:12]}: it was refused"
         )
-    _harmless(document["suite"] or {})
-    files = {"study.toml": document["study"], "operations.toml": _operations(gate, document)}
+    texts = {"study.toml": document["study"], "operations.toml": _operations(gate, document, site.name)}
     if document["suite"] is not None:
-        files[f"expectations/{SUITE}.json"] = json.dumps(document["suite"], indent=1, ensure_ascii=False)
-    files[f"sites/{site.name}.toml"] = site_file.read_text(encoding="utf-8")
-    for name, text in files.items():
+        _harmless(document["suite"])
+        texts[f"expectations/{SUITE}.json"] = json.dumps(document["suite"], indent=1, ensure_ascii=False)
+    texts[f"sites/{site.name}.toml"] = site_file.read_text(encoding="utf-8")
+    try:
+        files = {name: text.encode() for name, text in texts.items()}
+    except UnicodeEncodeError:
+        raise UpdateRejected("expected text in a study's package, found half a character: it was refused") from None
+    for name, data in files.items():
         file = into / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.parent.chmod(0o700)
         scratch = file.with_name(f".{file.name}.new")
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(data)
         scratch.replace(file)
     return folders.read(into, site_file.parent / site.data)
 
@@ -109,23 +121,26 @@ def _read(data: bytes) -> Mapping[str, Any]:
 
 
 def _harmless(suite: Mapping[str, Any]) -> None:
-    """Refuse what a suite could make a hospital do beside judging columns: conditions are evaluated as code, queries reach other tables."""
-    for expectation in suite.get("expectations", []):
-        asked = expectation.get("kwargs", {}) if isinstance(expectation, dict) else {}
-        name = str(expectation.get("type", "")) if isinstance(expectation, dict) else ""
+    """Refuse what a suite could make a hospital do beside judging columns: conditions are evaluated as code, queries reach other tables,
+    a JSON schema may refer to any file or address.
+    """
+    listed = suite.get("expectations")
+    if not isinstance(listed, list) or not all(isinstance(it, dict) for it in listed):
+        raise UpdateRejected("expected a suite with a list of expectations, found another document: it was refused")
+    for expectation in listed:
+        asked, name = expectation.get("kwargs") or {}, str(expectation.get("type", ""))
         if (
             not isinstance(asked, dict)
             or ACTIVE & asked.keys()
-            or "query" in name
-            or "unexpected_rows" in name
-            or "$PARAMETER" in str(asked)
+            or any(word in name for word in ELSEWHERE)
+            or "$PARAMETER" in json.dumps(expectation)
         ):
             raise UpdateRejected(
                 f"expected a suite that judges columns alone, found {name[:60]} with a condition, a query or a parameter: it was refused"
             )
 
 
-def _operations(gate: Gate, document: Mapping[str, Any]) -> str:
+def _operations(gate: Gate, document: Mapping[str, Any], site: str) -> str:
     """The little of an operations.toml that a hospital needs. JSON's text, numbers and truth are TOML's too."""
     rules = gate.model_dump(mode="json", exclude={"suite", "rules"})
     if document["suite"] is not None:
@@ -137,4 +152,5 @@ def _operations(gate: Gate, document: Mapping[str, Any]) -> str:
         f"timezone = {json.dumps(document['timezone'])}",
         "",
     ]  # what day it is for the gate
-    return "\n".join(["rounds = 1", "quorum = 1", "", "[gate]", *said, "", *days])
+    roster = f"sites = {json.dumps([site])}"  # of all that the study may state weights for
+    return "\n".join(["rounds = 1", "quorum = 1", roster, "", "[gate]", *said, "", *days])

@@ -57,7 +57,9 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
     start = joined.plan.start()
     base = start.model_digest
     gate = Request(start.study, 0, 0, "gate", base, {})
-    yield Sample("gate", hospital.finding(gate, verdict, fresh=True))
+    yield Sample("gate", hospital.finding(gate, verdict, fresh=bool(joined.ward.fingerprint)))
+    if verdict.action in ("exclude", "halt"):  # nothing else would leave
+        return
     state = start
     for ask in ASKS[1:]:
         asking: Any = open_round(state, joined.plan, ask, [hospital.name])

@@ -151,7 +151,10 @@ def received(site: str, document: Mapping[str, Any]) -> Verdict:
     texts = [
         verdict.site,
         verdict.note,
-        *(text for it in verdict.failures for text in (it.expectation, it.column or "", it.severity)),
+        *(text for it in verdict.failures for text in (it.expectation, it.severity)),
+        *(it.column for it in verdict.failures if it.column is not None),
+        verdict.action,
+        *(it.action for it in verdict.failures),
     ]
     counts = [
         verdict.checks,
@@ -163,6 +166,7 @@ def received(site: str, document: Mapping[str, Any]) -> Verdict:
         and len(verdict.failures) <= MOST_FAILURES
         and all(isinstance(text, str) and len(text) <= 1000 and text.isprintable() for text in texts)
         and all(n is None or (type(n) is int and 0 <= n < 1 << 40) for n in counts)
+        and verdict.checks is not None
         and all(type(flag) is bool for flag in (verdict.passed, *(it.per_row for it in verdict.failures)))
         and {verdict.action, *(it.action for it in verdict.failures)} <= set(ACTIONS)
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -217,3 +219,184 @@ def ledger_at(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 def new_address(ledgers: str) -> str:
     """The address of a study that has no ledger yet."""
     return f"{ledgers}&study=study-{next(STUDIES)}"
+
+
+class Apart:
+    """A toy study whose hospitals are apart: folders and mailboxes of their own, and a coordinator that asks by a plain loop."""
+
+    SITES = ("east", "north", "south")
+
+    def __init__(self, base: Path, protocol=None, operations: str = "", policy: str = "", suite: bool = False, **agent):
+        """`protocol`: what to replace in study.toml; `operations`, `policy`: lines to add; `suite`: whether the gate has one."""
+        from fedrounds.cli.init import init
+        from fedrounds.core import identity
+        from fedrounds.core.plan import build
+        from fedrounds.exchange.exchange import Exchange
+        from fedrounds.exchange.fsspec import Folder
+        from fedrounds.tasks import folder as folders
+        from fedrounds.tasks import package
+        from fedrounds.tasks.mailboxes import write_secret
+
+        self.base, self.study = base, base / "study"
+        with contextlib.redirect_stdout(io.StringIO()):
+            init(self.study, True)
+        (self.study / "sites" / "west.toml").unlink()
+        text = (self.study / "study.toml").read_text()
+        for old, new in (protocol or {}).items():
+            assert old in text
+            text = text.replace(old, new)
+        (self.study / "study.toml").write_text(text)
+        text = (self.study / "operations.toml").read_text().replace("rounds = 10 ", f"rounds = {ROUNDS} ")
+        text = text if suite else text.replace('suite = "readmission"', "")
+        (self.study / "operations.toml").write_text(text.replace("quorum = 3 ", "quorum = 2 ") + operations)
+        self.read = folders.read(self.study)
+        self.plan = build(self.read.study)
+        self.key = identity.new_key()
+        self.keys = {site: identity.new_key() for site in self.SITES}
+        self.mail = {site: Exchange(Folder(str(base / "mail" / site))) for site in self.SITES}
+        self.package = package.packed(self.read, self.study)
+        self.place = folders.state_of(self.study, self.read.study.name, base / "state")
+        folders.prepare(self.place, False)
+        self.hospitals = {}
+        options = "".join(f"{key} = {json.dumps(value)}\n" for key, value in ({"prefect": "off"} | agent).items())
+        for site, key in self.keys.items():
+            home = self.home(site)
+            (home / "data").mkdir(parents=True)
+            write_secret(home / "site.key", key.hex())
+            shutil.copy(self.study / "data" / f"{site}.csv", home / "data")
+            own = (self.study / "sites" / f"{site}.toml").read_text()
+            known = f'key = "{identity.public_key(self.key).hex()}"\nexchange = "{base / "mail" / site}"'
+            (home / "site.toml").write_text(
+                f'name = "{site}"\n{own}\n[coordinator]\n{known}\n[agent]\n{options}\n[policy]\n{policy}'
+            )
+            self.put_study(site, self.package)
+
+    def put_study(self, site: str, data: bytes, digest: str = "") -> None:
+        """Leave a study in a site's mailbox, signed by the coordinator."""
+        from fedrounds.core import identity
+        from fedrounds.exchange.name import Name
+
+        digest = digest or self.read.study.digest
+        about = identity.About(digest, 0, 0, 0, site, "request", digest)
+        signed = identity.sign(self.key, about, data)
+        self.mail[site].put(Name.of(signed, 0, 0, "study"), signed)
+
+    def home(self, site: str) -> Path:
+        return self.base / site
+
+    def hospital(self, site: str, anew: bool = False):
+        """The hospital; `anew` as its agent finds itself after it was started again."""
+        from fedrounds.tasks.hospital import Hospital
+
+        if anew and site in self.hospitals:
+            self.hospitals.pop(site).close()
+        if site not in self.hospitals:
+            self.hospitals[site] = Hospital(self.home(site))
+        return self.hospitals[site]
+
+    def set_policy(self, site: str, policy: str) -> None:
+        """Write another policy, and start the agent again."""
+        file = self.home(site) / "site.toml"
+        file.write_text(file.read_text().partition("[policy]")[0] + "[policy]\n" + policy)
+        self.hospital(site, anew=True)
+
+    def agent(self, site: str):
+        """One look of the site's agent; what it answered, if it did."""
+        hospital = self.hospital(site)
+        letter = hospital.look()
+        return None if letter is None else hospital.answer(letter)
+
+    @contextlib.contextmanager
+    def run(self):
+        """An open run by mail."""
+        from fedrounds.core import identity
+        from fedrounds.tasks import run as runs
+        from fedrounds.tasks.correspondence import Correspondence
+        from fedrounds.tasks.desk import Desk
+
+        desks = {
+            site: Desk(site, self.mail[site], identity.public_key(key), self.key, self.plan)
+            for site, key in self.keys.items()
+        }
+        self.seen = getattr(self, "seen", [])
+        on_visit = lambda run: self.seen.append((run.state.round, run.state.model_digest))  # noqa: E731
+        with runs.opened(self.read, self.place, on_visit, desks, None, Correspondence) as run:
+            yield run
+
+    def ask(self, run, request, sites, agent=None):
+        """Ask, let each site's agent look once, and collect: the messages, in site order."""
+        self.question = run.question(request)
+        run.send(self.question, sites)
+        for site in sites:
+            (agent or self.agent)(site)
+        found = [run.look(site, self.question) for site in sites]
+        return [message for message in found if message is not None]
+
+    def gate(self, run, agent=None):
+        """The gate of every site, and the policy."""
+        verdicts = run.found(self.ask(run, run.gate_request(), sorted(run.wards), agent))
+        run.admit(verdicts)
+        return verdicts
+
+    def visit(self, run, ask: str, agent=None):
+        """One visit, closed."""
+        from fedrounds.core.round import Asking
+
+        asking = run.open(ask)
+        while isinstance(asking, Asking):
+            asking = run.aggregate(asking, self.ask(run, asking.request, asking.sites, agent))
+        return asking
+
+    def drive(self, run, agent=None, rounds: int = ROUNDS) -> str:
+        """The study's flow without Prefect; returns the digest of the last model."""
+        from fedrounds.tasks import drift
+
+        self.gate(run, agent)
+        if not run.state.statistics:
+            self.visit(run, "statistics", agent)
+        if drift.due(run):
+            self.visit(run, "profile", agent)
+        while run.state.round < rounds:
+            self.visit(run, "train", agent)
+        if not run.scored:
+            self.visit(run, "score", agent)
+        run.clear()
+        return run.state.model_digest
+
+    def reference(self, rounds: int = ROUNDS) -> list[tuple[int, str]]:
+        """Round and model digest of each visit of the same study in one process."""
+        from fedrounds.core.simulate import simulate
+        from fedrounds.tasks.ward import Ward
+
+        wards = [Ward(site, self.plan, self.read.data) for site in self.read.sites.values()]
+        cohorts = {ward.name: ward.cohort for ward in wards if ward.load()}
+        return [(it.state.round, it.state.model_digest) for it in simulate(self.plan, cohorts, rounds)]
+
+    def replies(self, outcome: str = "") -> list[list]:
+        """[attempt, exchange, site, digest, outcome, reason, …] of what the coordinator has noted of replies."""
+        from fedrounds.ledger import Ledger
+
+        with Ledger.open(self.place.ledger) as ledger:
+            return [row for row in ledger.noted("replies") or [] if outcome in ("", row[4])]
+
+    def objects(self, site: str) -> list[str]:
+        """Names of all that is in a mailbox, the study aside."""
+        return [str(name) for name in self.mail[site].list() if name.round]
+
+    def close(self) -> None:
+        for hospital in self.hospitals.values():
+            hospital.close()
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """Makes toy studies whose hospitals are apart."""
+    made = []
+
+    def make(**options) -> Apart:
+        made.append(Apart(tmp_path / f"apart-{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
