@@ -29,8 +29,8 @@ LEVEL = {
 }
 CORE_MAY_IMPORT = {"numpy", "scipy", "sklearn", "pydantic", "cryptography", "dp_accounting", "fedrounds"}
 CORE_STANDARD = {
-    "__future__", "abc", "base64", "collections", "contextlib", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools", "hashlib", "hmac",
-    "itertools", "json", "math", "operator", "re", "secrets", "statistics", "string", "struct", "typing", "warnings",
+    "__future__", "abc", "base64", "collections", "contextlib", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools", "hashlib",
+    "hmac",     "itertools", "json", "math", "operator", "re", "secrets", "statistics", "string", "struct", "typing", "warnings",
 }  # fmt: skip
 ONLY_IN = {
     "mlflow": {"tasks/track.py", "exchange/mlflow.py", "cli/ui.py", "cli/serve.py", "tasks/mlflow_server.py"},
