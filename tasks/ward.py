@@ -33,7 +33,7 @@ class Ward:
         self.fingerprint = ""
         self.problem = ""  # how the table breaks the contract; such a ward takes part in nothing
         self.aside: tuple[int, ...] = ()  # rows of the table that the gate set aside, by number
-        self.bytes_in = self.bytes_out = 0
+        self._crossed: dict[int, tuple[int, int]] = {}  # exchange of this visit -> bytes to the site and from it
         self._memory: Mapping[str, Array] = {}
 
     def __repr__(self) -> str:
@@ -101,8 +101,22 @@ class Ward:
             rng = self.plan.rng(asked.round, self.name)
             self._memory, reply = handle(asked, self._memory, data, self.plan, self.policy, self.name, rng)
             sent = encode(reply)
-            self.bytes_in, self.bytes_out = len(request), len(sent)
+            self.crossed(asked.exchange, len(request), len(sent))
             return sent
+
+    def crossed(self, exchange: int, to: int, back: int) -> None:
+        """Note what an exchange took; the first one of a visit begins anew, one that is repeated counts once."""
+        self._crossed = {n: ways for n, ways in self._crossed.items() if n < exchange} | {exchange: (to, back)}
+
+    @property
+    def bytes_in(self) -> int:
+        """To the site, in this visit."""
+        return sum(to for to, _ in self._crossed.values())
+
+    @property
+    def bytes_out(self) -> int:
+        """From the site, in this visit."""
+        return sum(back for _, back in self._crossed.values())
 
     @property
     def remembers(self) -> bool:
