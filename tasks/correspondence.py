@@ -86,9 +86,9 @@ class Correspondence(Run):
         for it in desk.received(question, self._looked_at[site]):
             outcome = "refused" if it.refused else "declined" if it.declined else "taken"
             reason = it.refused or it.declined
-            self.ledger.note_reply(Receipt(number, exchange, site, it.name, outcome, reason, desk.bytes_in, it.size))
+            self.ledger.note_reply(Receipt(number, exchange, site, it.name, outcome, reason, desk.sent, it.size))
             if not it.refused:
-                desk.bytes_out = it.size
+                desk.crossed(exchange, desk.sent, it.size)
                 return it.message
         return None
 

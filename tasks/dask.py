@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fedrounds.core.errors import ServiceError
+from fedrounds.core.messages import Request, decode
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan, build
 from fedrounds.sources.site_file import SiteFile
@@ -89,8 +90,9 @@ class Batch(Group):
             if request not in self._sent:
                 self.send(request)
             replies = self._crew.wait(self._sent.pop(request), self.head)
+            exchange = decode(request, Request).exchange
             for ward, reply in zip(self.wards, replies, strict=True):
-                ward.bytes_in, ward.bytes_out = len(request), len(reply)
+                ward.crossed(exchange, len(request), len(reply))
             return replies
 
 

@@ -15,6 +15,7 @@ from fedrounds.core.plan import Plan
 from fedrounds.core.round import check
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import Name, folder
+from fedrounds.tasks.traffic import Traffic
 from fedrounds.tasks.verdict import received
 
 MOST_OBJECTS = 8  # of one site in answer to one question; more are not read
@@ -55,7 +56,7 @@ class Received:
     declined: str = ""  # the hospital's own refusal
 
 
-class Desk:
+class Desk(Traffic):
     """One hospital of the roster.
 
     Args:
@@ -64,11 +65,12 @@ class Desk:
     """
 
     def __init__(self, name: str, mailbox: Exchange, public: bytes, key: bytes, plan: Plan) -> None:
+        super().__init__()
         self.name, self.mailbox, self.plan = name, mailbox, plan
         self._public, self._key = public, key
         self.cohort = self.rows = None  # they are at the hospital, and stay there
         self.fingerprint = self.problem = ""
-        self.bytes_in = self.bytes_out = 0  # as a ward counts them: to the site, from the site
+        self.sent = 0  # bytes of the last question, in its envelope
         self.fresh = False  # it has data that no profile has seen
 
     def __repr__(self) -> str:
@@ -77,7 +79,7 @@ class Desk:
     def ask(self, question: Question) -> None:
         """Put the question into the mailbox; again changes nothing. Raises ServiceError where the mailbox does not do its part."""
         signed = identity.sign(self._key, question.about(self.name, "request"), encode(question.request))
-        self.bytes_in = len(signed)
+        self.sent = len(signed)
         self.mailbox.put(Name.of(signed, *question.folder("request")), signed)
 
     def received(self, question: Question, known: set[str]) -> list[Received]:
