@@ -159,7 +159,8 @@ def main() -> None:
     it = transfer(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5]))
     seconds, most = it["seconds"], it["client_mb"]
     print(
-        f"{it['megabytes']} MB, medians: one plain PUT {seconds['plain']:.2f} s, the exchange's put {seconds['put']:.2f} s, get {seconds['get']:.2f} s"
+        f"{it['megabytes']} MB, medians: one plain PUT {seconds['plain']:.2f} s, the exchange's put {seconds['put']:.2f} s,"
+        f" get {seconds['get']:.2f} s"
     )
     print(f"rate of the exchange's put: {100 * it['ratio']:.0f} % of the plain PUT's (at least 60 % is asked)")
     print(

@@ -39,7 +39,7 @@ def coordinate(directory: Path, more: int, fresh: bool, as_json: bool, accept_dr
     clock, found = Clock(), read(directory)
     if accept_drift:
         local.accept(found.place)
-    patience = Patience(found.folder.operations.federation.patience_s, as_json)
+    patience = Patience(found.folder.operations.federation.patience_s)
     if not more and patience(lambda: local.done(found.folder, found.place)):
         return show(found.folder, found.place, as_json)
     patience(lambda: local.compatible(found.folder, found.place, fresh))
@@ -53,11 +53,10 @@ class Patience:
 
     Args:
         seconds: how long it waits in all for one thing.
-        silent: whether the terminal hears nothing of it.
     """
 
-    def __init__(self, seconds: float, silent: bool) -> None:
-        self.seconds, self._silent, self._said = seconds, silent, ""
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._said = seconds, ""
         self._terminal = os.fdopen(os.dup(2), "w", errors="replace")
 
     def __call__(self, act: Callable[[], T], before_again: Callable[[], Any] = lambda: None) -> T:
@@ -93,7 +92,7 @@ class Patience:
 
     def _say(self, line: str) -> None:
         """Once for each thing that is away, however often it is tried."""
-        if not self._silent and line != self._said:
+        if line != self._said:
             print(f"fedrounds: {line}", file=self._terminal, flush=True)
         self._said = line
 

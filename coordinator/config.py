@@ -87,6 +87,11 @@ class Secrets(Frozen):
     prefect_password: str = Field(min_length=12, repr=False)
     database_password: str = Field(default="", repr=False)  # of the user in the databases' addresses
 
+    @property
+    def prefect_auth(self) -> str:
+        """What Prefect's server wants of its clients."""
+        return f"fedrounds:{self.prefect_password}"
+
 
 def check_public(url: str) -> str:
     """The address, if hospitals can be told it. Raises ValueError."""

@@ -68,12 +68,13 @@ class Federation:
                     return None
             except (OSError, http.client.HTTPException):
                 return None
-        password = configs.read_secrets(self.home).prefect_password
-        return {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_API_AUTH_STRING": password}
+        auth = configs.read_secrets(self.home).prefect_auth
+        return {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_API_AUTH_STRING": auth}
 
 
 def read(home: Path) -> Federation:
     """A coordinator's folder. Raises StudyError or StateError with one line."""
+    home = home.absolute()
     config = configs.read(home)
     folder = folders.read_protocol(home / config.study, roster.active(home))
     password = configs.read_secrets(home).database_password

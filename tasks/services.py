@@ -294,7 +294,7 @@ class Services:
 
 def prefect_settings(home: Path, config: Config, secrets: Secrets) -> dict[str, str]:
     """The environment of the coordinator's Prefect server, beyond what every server of ours has."""
-    auth = f"fedrounds:{secrets.prefect_password}"
+    auth = secrets.prefect_auth
     found = {**OURS, "PREFECT_SERVER_API_AUTH_STRING": auth, "PREFECT_API_AUTH_STRING": auth}
     if config.prefect_database:
         found["PREFECT_API_DATABASE_CONNECTION_URL"] = configs.database(
