@@ -491,7 +491,8 @@ def test_a_round_in_prefect_says_who_trained_how_it_scored_and_what_was_decided(
         "Champion: **round 3**.", "",
         "- **south** sat out: age: 12 of 30",
     ]  # fmt: skip
-    assert round_words.line(study(), scored(), 4, 10) == "Round 4 of 10 · log-loss 0.5000"
+    assert round_words.line(study(), scored(), 4, 10) == "Round 4 of 10 · log-loss after round 3: 0.5000"
+    assert round_words.line(study(), scored(), 3, 3) == "Round 3 of 3 · log-loss 0.5000"
 
 
 def test_a_rounds_table_has_a_row_a_hospital_and_no_empty_column():

@@ -37,16 +37,16 @@ PATIENCE_S = 90
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
-def machinery():
-    """The study of tests/test_kill.py, its kills and its examination."""
-    spec = importlib.util.spec_from_file_location("kills", Path(__file__).with_name("test_kill.py"))
+def beside(name: str, file: str):
+    """A test file of this folder as a module of that name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
     module = importlib.util.module_from_spec(spec)
-    sys.modules["kills"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-kills = machinery()
+kills = beside("kills", "test_kill.py")  # a study, its kills and its examination
 
 
 def until(there: Callable[[], Any], within_s: float = PATIENCE_S, every_s: float = 0.1) -> Any:
@@ -180,7 +180,7 @@ class Patient(kills.Patient):
     house: House
     deployment: str
 
-    def kill_tick(self, rng: random.Random, phase: str) -> None:
+    def kill(self, rng: random.Random, phase: str) -> None:
         """A tick, killed -9 at an instant that the seed draws; the worker shows it as crashed."""
         after_s = rng.uniform(0, {"start": 3.0, "rounds": 0.1, "end": 0.8}[phase])
         visit = {"start": 0, "rounds": min(self.visits() + rng.randint(1, 3), kills.VISITS), "end": kills.VISITS}[phase]
@@ -197,7 +197,7 @@ class Patient(kills.Patient):
         self.lineages |= {run for (run,) in self._lineages()}
         assert len(self.lineages) <= 1
 
-    def finish_tick(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """A tick that nobody kills."""
         done = self.house.ended(self.house.trigger(self.deployment))
         assert done["state_name"] in ("Completed", "Skipped"), done["state"][
@@ -406,9 +406,9 @@ def test_two_ticks_killed_in_mid_run_change_nothing(house, weekly, tmp_path):
     patient = Patient(scheduled(tmp_path / "killed", kills.ROUNDS, cron="0 3 * * 1"))
     patient.house, patient.deployment = house, house.deploy(patient.folder)["id"]
     rng = random.Random(20261)
-    patient.kill_tick(rng, "rounds")
-    patient.kill_tick(rng, "end")
-    done = patient.finish_tick()
+    patient.kill(rng, "rounds")
+    patient.kill(rng, "end")
+    done = patient.finish()
     assert done["state"]["message"].endswith(", the last run did not reach its end: it goes on")
     patient.examine()
     assert not any("ended before" in kill for kill in patient.kills), patient.kills
@@ -486,12 +486,12 @@ def test_serving_brings_a_server_and_a_worker_and_leaves_nothing_behind(tmp_path
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     command = [FEDROUNDS, "deploy", str(folder), "--serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=kept) as serving:
-        lines = [serving.stdout.readline() for _ in range(5)]
+        lines = [serving.stdout.readline() for _ in range(6)]
         assert lines[0].startswith("study/toy created: every 6h, UTC; next tick ")
         password = folder / "mlruns" / ".prefect" / "password"
         assert password.stat().st_mode & 0o077 == 0
-        assert password.read_text() in lines[3]
-        url = lines[2].strip().partition("/deployments/")[0]
+        assert password.read_text() in lines[4]
+        url = lines[2].strip().removeprefix("its calendar: ").partition("/deployments/")[0]
         assert httpx.get(f"{url}/api/health", trust_env=False).status_code == 200
         assert httpx.post(f"{url}/api/deployments/filter", json={}, trust_env=False).status_code == 401
         patient = kills.Patient(folder)
