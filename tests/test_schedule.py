@@ -47,6 +47,7 @@ def beside(name: str, file: str):
 
 
 kills = beside("kills", "test_kill.py")  # a study, its kills and its examination
+sight = beside("sight", "test_browser.py")  # a browser, and what it shows
 
 
 def until(there: Callable[[], Any], within_s: float = PATIENCE_S, every_s: float = 0.1) -> Any:
@@ -95,6 +96,7 @@ class House:
             "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "1",
         }
         quick["PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"] = "1"
+        self.cache = cache
         self.served = Served(place, ours=quick)
         token = base64.b64encode(self.served.password.encode()).decode()
         self.api = httpx.Client(
@@ -165,9 +167,9 @@ def process(flow_run: str) -> int:
     return 0
 
 
-def scheduled(folder: Path, rounds: int, **schedule: Any) -> Path:
-    """A toy study with a schedule."""
-    kills.initiated(folder)
+def scheduled(folder: Path, rounds: int, cache: Path | None = None, **schedule: Any) -> Path:
+    """A toy study with a schedule; with `cache`, in a workspace where Prefect has run before."""
+    kills.initiated(folder, cache)
     lines = [f"{key} = {json.dumps(value)}" for key, value in {"rounds": rounds, **schedule}.items()]
     with (folder / "operations.toml").open("a") as file:
         file.write("\n[schedule]\n" + "\n".join(lines) + "\n")
@@ -257,12 +259,14 @@ def house(tmp_path_factory, toy_study):
 def by_cron(house, tmp_path_factory):
     """A study that the calendar alone starts: deployed first, so that its minute passes while the others work."""
     folder = scheduled(tmp_path_factory.mktemp("cron") / "by-the-minute", 1, cron="* * * * *", timezone="Europe/Zurich")
+    operations = folder / "operations.toml"  # without a gate, whose start would slow those who work meanwhile
+    operations.write_text(operations.read_text().replace("suite =", "# suite ="))
     return folder, house.deploy(folder)
 
 
 @pytest.fixture(scope="module")
 def weekly(house, by_cron, hook, tmp_path_factory):
-    folder = scheduled(tmp_path_factory.mktemp("weekly") / "weekly", 2, interval="7d", notify=[hook.url])
+    folder = scheduled(tmp_path_factory.mktemp("weekly") / "weekly", 2, house.cache, interval="7d", notify=[hook.url])
     return folder, house.deploy(folder)
 
 
@@ -347,7 +351,7 @@ def test_a_tick_that_fails_ends_in_one_line_and_a_webhook_hears_it(house, weekly
 
 
 def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolled_back(house, hook, program, tmp_path):
-    folder = scheduled(tmp_path / "drifting", 1, interval="7d", notify=[hook.url])
+    folder = scheduled(tmp_path / "drifting", 1, house.cache, interval="7d", notify=[hook.url])
     with (folder / "operations.toml").open("a") as file:
         file.write("\n[drift]\nhold = 0.25\n")
     said = house.deploy(folder)
@@ -375,6 +379,44 @@ def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolle
     with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
         (found,) = store.execute(f"{query} where a.alias = 'champion' and v.key = 'fedrounds.round'").fetchone()
     assert int(found) == before
+
+
+def test_a_browser_shows_what_became_of_every_tick(house, weekly, tmp_path):
+    folder, said = weekly
+    sat_out = next(run for run in house.runs(said["id"]) if run["state"]["message"].endswith("; north sat out"))
+    (artifact,) = house.ask(
+        "/artifacts/filter", artifacts={"flow_run_id": {"any_": [sat_out["id"]]}, "key": {"any_": ["tick-weekly"]}}
+    )
+    ui = house.served.api_url.removesuffix("/api")
+    fault, ticks = "age: 12 of 312", ("weekly · ", "Completed", "Skipped", "Failed")
+    with sight.opened(tmp_path / "chromium") as browser:
+        browser.get(ui)
+        password = base64.b64encode(house.served.password.encode()).decode()
+        browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", password)
+        for theme in ("light", "dark"):
+            browser.execute_script("localStorage.setItem('color-scheme', arguments[0])", json.dumps(theme))
+            sight.visit(browser, f"{ui}/runs", f"schedule-runs-{theme}", "weekly · ", "drifting · ", "Held")
+            sight.visit(browser, said["ticks"], f"schedule-ticks-{theme}", "4 runs", *ticks)
+            sight.visit(browser, said["page"], f"schedule-calendar-{theme}", "weekly", "calendar", "Scheduled for")
+            page = f"{ui}/artifacts/artifact/{artifact['id']}"
+            check = f"expect_column_values_to_be_between · {fault}"
+            sight.visit(browser, page, f"schedule-tick-{theme}", "weekly: completed", "round 2 → 4", check, "sat out")
+            assert browser.execute_script("return document.documentElement.classList.contains('dark')") == (
+                theme == "dark"
+            )
+        serving = sight.start_ui(folder, folder / "mlruns", "--mlflow-port", "0", "--prefect-port", "0")
+        try:
+            pages = json.loads(serving.stdout.readline())
+            browser.get(pages["mlflow"])
+            for theme, dark in (("dark", "true"), ("light", "false")):
+                browser.execute_script("localStorage.setItem('_mlflow_dark_mode_toggle_enabled', arguments[0])", dark)
+                sight.visit(browser, pages["mlflow"], f"schedule-mlflow-{theme}", "round 4", "site north")
+                link = next(
+                    it for it in browser.find_elements("css selector", "a[href*='/runs/']") if it.text == "round 4"
+                )
+                sight.visit(browser, link.get_attribute("href"), f"schedule-round-{theme}", "round 4", "north", fault)
+        finally:
+            sight.stop(serving)
 
 
 def test_errors_of_ours_end_a_tick_in_the_state_that_people_know():
