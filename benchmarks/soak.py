@@ -38,17 +38,22 @@ def main() -> None:
         while killed < KILLS:
             rng = random.Random(f"{seed}:{len(lines)}")
             patient = test.initiated(Path(scratch) / str(len(lines)) / "toy", cache)
-            for phase in PHASES:
-                patient.kill(rng, phase)
-                print(f"study {len(lines)}: {patient.kills[-1]}", flush=True)
-            patient.finish()
-            patient.examine()
-            killed += sum("ended before" not in kill for kill in patient.kills)
+            killed += ordeal(patient, rng, f"study {len(lines)}")
             lines.append(f"| {len(lines)} | {'; '.join(patient.kills)} |")
             cache = patient.folder / "mlruns" / ".cache"
         helpers = dead_helpers(test, Path(scratch) / "helpers" / "toy", cache)
         ticks = killed_ticks(seed, Path(scratch) / "ticks", cache)
     write(seed, killed, lines, helpers, ticks, time.monotonic() - began)
+
+
+def ordeal(patient, rng: random.Random, name: str) -> int:
+    """A study killed once a phase, then left alone and examined; gives how many kills hit it alive."""
+    for phase in PHASES:
+        patient.kill(rng, phase)
+        print(f"{name}: {patient.kills[-1]}", flush=True)
+    patient.finish()
+    patient.examine()
+    return sum("ended before" not in kill for kill in patient.kills)
 
 
 def dead_helpers(test, folder: Path, cache: Path) -> list[str]:
@@ -77,12 +82,7 @@ def killed_ticks(seed: int, place: Path, cache: Path) -> list[str]:
                 test.scheduled(place / str(len(said)) / f"toy{len(said)}", test.kills.ROUNDS, cron="0 3 * * 1")
             )
             patient.house, patient.deployment = house, house.deploy(patient.folder)["id"]
-            for phase in PHASES:
-                patient.kill_tick(rng, phase)
-                print(f"scheduled study {len(said)}: {patient.kills[-1]}", flush=True)
-            patient.finish_tick()
-            patient.examine()
-            killed += sum("ended before" not in kill for kill in patient.kills)
+            killed += ordeal(patient, rng, f"scheduled study {len(said)}")
             said.append(f"| {len(said)} | {'; '.join(patient.kills)} |")
     finally:
         house.served.stop()

@@ -89,16 +89,17 @@ def _server_errors():
 
 
 def _say(done: Deployed, url: str, as_json: bool) -> None:
-    page = f"{url.removesuffix('/api')}/deployments/deployment/{done.id}"
+    ui = url.removesuffix("/api")
+    page, ticks = f"{ui}/deployments/deployment/{done.id}", f"{ui}/runs?deployment={done.id}"
     if as_json:
         from fedrounds.tasks.deployment import dumped
 
-        print(json.dumps({**dumped(done), "page": page}, ensure_ascii=False), flush=True)
+        print(json.dumps({**dumped(done), "page": page, "ticks": ticks}, ensure_ascii=False), flush=True)
         return
     verb = "created" if done.created else "brought up to date"
     print(f"{done.name} {verb}: {done.calendar}; {'paused' if done.paused else f'next tick {done.next}'}")
     told = ", ".join(done.notifications) or "nobody (`notify` of operations.toml says who)"
-    print(f"  hears when something is wrong: {told}\n  {page}", flush=True)
+    print(f"  hears when something is wrong: {told}\n  its calendar: {page}\n  every tick: {ticks}", flush=True)
 
 
 def _say_removed(folder: Folder, as_json: bool) -> int:

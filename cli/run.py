@@ -200,12 +200,14 @@ def _flow(
     crew: Crew | None = None,
 ) -> None:
     from fedrounds.tasks.run import opened as opened_run
+    from fedrounds.tasks.staying import staying
 
     with opened_run(folder, place, on_visit, wards, clock, crew) as run, clock("Prefect"):
         run.warm_up()
-        import fastapi.encoders  # noqa: F401  Prefect's client wants it for its first call: better now than when the server is there
+        with staying():
+            import fastapi.encoders  # noqa: F401  Prefect's client wants it for its first call: better now than when the server is there
 
-        from fedrounds.flows.study import carry
+            from fedrounds.flows.study import carry
 
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts aloud what it still has to send
         if server is not None:

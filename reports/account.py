@@ -122,9 +122,19 @@ def drift(of: Evidence) -> Markup | None:
     for key, name in (("sites", "Since the reference"), ("between", "Between hospitals")):
         rows = {site: _psi(values) for site, values in (found.get(key) or {}).items()}
         if any(rows.values()):
-            parts.append(charts.heatmap(f"drift-{key}", rows, warn, hold, title=f"Drift: {name.lower()}"))
+            says = _legend(key == "sites", warn, hold)
+            parts.append(charts.heatmap(f"drift-{key}", rows, warn, hold, title=f"Drift: {name.lower()}", says=says))
             parts.append(_moved(found[key], warn, name))
     return tag("div", parts)
+
+
+def _legend(reference: bool, warn: float, hold: float) -> str:
+    """What shades and marks mean; of hospitals beside each other they warn of nothing, for those differ by nature."""
+    says = f"Stronger colour is further from {'the reference' if reference else 'the other hospitals'}. Triangle: PSI of {warn:g} or more"
+    says += ", a warning." if reference else "."
+    if math.isfinite(hold):
+        says += f" Square: {hold:g} or more{', which holds the study' if reference else ''}."
+    return says if reference else f"{says} Hospitals differ by nature: nothing is held for it."
 
 
 def _holds(limit: float) -> str:

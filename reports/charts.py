@@ -259,9 +259,9 @@ def named(column: Coefficient) -> str:
 
 
 def heatmap(
-    key: str, found: Mapping[str, Mapping[str, float | None]], warn: float, hold: float, *, title: str
+    key: str, found: Mapping[str, Mapping[str, float | None]], warn: float, hold: float, *, title: str, says: str
 ) -> Markup:
-    """Sites by features, shaded by PSI; a triangle above the warning, a square above the limit that holds the study."""
+    """Sites by features, shaded by PSI; a triangle above the warning, a square above the limit. `says` tells what they mean."""
     dark = max(min(hold, 2.5 * warn), 1e-9)
     features = list(dict.fromkeys(feature for row in found.values() for feature in row))
     labels, heads = [short(site, 22) for site in found], [short(feature, 18) for feature in features]
@@ -287,6 +287,4 @@ def heatmap(
             elif value is not None and value >= warn:
                 points = f"{svg.px(middle)},{svg.px(centre - 5)} {svg.px(middle + 5)},{svg.px(centre + 4)} {svg.px(middle - 5)},{svg.px(centre + 4)}"
                 drawn.append(tag("polygon", points=points, class_="mark"))
-    says = f"Darker is further from the reference. Triangle: PSI of {warn:g} or more, a warning."
-    says += f" Square: {hold:g} or more, which holds the study." if math.isfinite(hold) else ""
     return svg.picture(key, width, top + row * len(found) + 12, title, says, drawn)

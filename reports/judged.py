@@ -27,10 +27,11 @@ def fairness(of: Evidence) -> Markup | None:
     name = NAMES[of.metric]
     if measured and together is not None:
         worst, best = min(measured, key=lambda s: measured[s]), max(measured, key=lambda s: measured[s])
+        gap = together - measured[worst]  # a pool also ranks across hospitals: all may do better within
         parts.append(
             f"{name} goes from {figure(measured[worst])} at {worst} to {figure(measured[best])} at {best}: a spread of"
-            f" {figure(measured[best] - measured[worst])}. The worst hospital lies {figure(together - measured[worst])} below all hospitals together"
-            f" ({figure(together)}); small hospitals differ by chance alone."
+            f" {figure(measured[best] - measured[worst])}. The worst hospital lies {figure(abs(gap))}"
+            f" {'below' if gap > 0 else 'above'} all hospitals together ({figure(together)}); small hospitals differ by chance alone."
         )
     if unjudged:
         parts.append(

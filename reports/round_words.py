@@ -15,9 +15,10 @@ MOST_ROWS = 200  # rows of a table that a browser draws without a pause
 
 
 def line(study: Study, record: Mapping[str, Any], number: int, target: int) -> str:
-    """How far the run is, in a line."""
-    loss = record["metrics"].get(LOSS[study.target.kind])
-    said = "" if loss is None else f" · {NAMES[LOSS[study.target.kind]]} {figure(loss, 4)}"
+    """How far the run is, in a line. A visit scores the model that came in, which is an earlier round's until the last visit."""
+    loss, scored = record["metrics"].get(LOSS[study.target.kind]), record["scored"]
+    whose = "" if scored == number else f" after round {scored}:"
+    said = "" if loss is None else f" · {NAMES[LOSS[study.target.kind]]}{whose} {figure(loss, 4)}"
     return f"Round {number} of {target}{said}"
 
 

@@ -16,7 +16,7 @@ from fedrounds.core.study import Study
 from fedrounds.reports import plots as draw
 from fedrounds.reports.drift import drift_plots
 from fedrounds.reports.groups import groups
-from fedrounds.reports.words import shown
+from fedrounds.reports.words import count, shown
 
 AXIS = {
     "auc": "AUC (0 to 1)",
@@ -183,7 +183,7 @@ def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], stan
         if place
         else "",
         study_note(study),
-        f"{rounds} rounds. {_result(study, record, baselines)} "
+        f"{count(rounds, 'round')}. {_result(study, record, baselines)} "
         + (f"Champion: **round {champion}**." if champion else "No champion yet.")
         + (f" Round {challenger} waits for approval." if challenger else ""),
         markdown_table(study, visits, baselines),

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrounds.core import errors
+from fedrounds.tasks.staying import staying
 from fedrounds.tasks.withheld import trace
 
 
@@ -151,7 +152,8 @@ def serve(handle: Callable[[dict[str, Any]], dict[str, Any]], warm: Callable[[],
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, answers, lines), daemon=True).start()
     if warm is not None:
-        warm()
+        with staying():
+            warm()
     with os.fdopen(answers, "wb") as stdout:
         while (line := lines.get()) is not None:
             stdout.write(_answer(handle, line) + b"\n")

@@ -42,6 +42,8 @@ class Decisions:
         artifacts: Path,
     ) -> None:
         self.client, self.ledger, self.study, self.artifacts = client, ledger, study, artifacts
+        # What `MlflowClient` calls, without its question whether the model is a prompt, which reads all versions for each word about one.
+        self.registry = client._get_registry_client()
         self.lineage, self.versions, self.runs = lineage, versions, runs
         self.tags: dict[str, dict[str, str]] = {}  # what a run is about -> tags that the projector has still to write
         self.reports: list[str] = []  # what was put right that somebody else had changed
@@ -118,10 +120,10 @@ class Decisions:
         tags = {"fedrounds.decision": last[0], "fedrounds.reason": last[1][:MOST]}
         self.tags[f"round {round}"] = tags
         for key, value in tags.items():
-            self.client.set_model_version_tag(self.study.name, version, key, value)
+            self.registry.set_model_version_tag(self.study.name, version, key, value)
         trained = self.ledger.visits(after=self.ledger.closed(round) - 1, limit=1)[0]
         words = summary(self.study, record, trained.record, [said(act) for act in acts])
-        self.client.update_model_version(self.study.name, version, words)
+        self.registry.update_model_version(self.study.name, version, words)
         document = {
             "round": round,
             **record["decision"],

@@ -291,18 +291,13 @@ def _batches() -> BatchDefinition:
 
 @functools.cache
 def _import() -> Any:
-    """Great Expectations, silent. Collecting garbage amid its thousands of classes would cost a quarter of the time."""
-    import gc
+    """Great Expectations, silent."""
+    from fedrounds.tasks.staying import staying
 
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    with staying():
         import great_expectations as gx
         import great_expectations.expectations.core
-    finally:
-        if collects:
-            gc.enable()
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL + 1)  # its loggers inherit the level
     return gx
 
@@ -367,13 +362,10 @@ def answer(folder: Folder, site: str, problem: str | None) -> dict[str, Any]:
 
 def warm() -> None:
     """What would make the first answer slow."""
-    import gc
-
     from fedrounds.tasks.later import later
 
     later("scipy.stats", "altair")  # a third of its import, for the metrics and the pictures of distributions
     _batches()
-    gc.freeze()
 
 
 @functools.lru_cache(maxsize=1)

@@ -94,6 +94,7 @@ class Run:
         self.excluded: list[str] = []
         self.factors: dict[str, float] = {}  # sites that count for less, and how much
         self.last: dict[str, Any] = {}
+        self.profiles: dict[int, Mapping[str, Any]] = {}  # visit -> profiles, as far as they were read from the ledger
         self.started = time.time()
         self.operations_version = ledger.note_operations(folder.operations, self.state.round + 1)
         self.target = folder.operations.rounds  # rounds that this run goes to

@@ -81,16 +81,18 @@ def told(run: Run, outcome: str, reason: str, due: datetime, before: int) -> str
     rounds = "no round trained" if run.state.round == before else f"round {before} → {run.state.round}"
     champion = run.state.champion
     rows = [
-        ("outcome", f"**{outcome}**"),
-        ("reason", reason),
         ("due", f"{due.astimezone(place):%a %Y-%m-%d %H:%M:%S %Z}"),
         ("rounds", rounds),
         ("model", f"`{run.state.model_digest[:12]}`" if run.visit else "none yet"),
         ("champion", f"round {champion.round}" if champion else "none yet"),
     ]
-    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+    heads = [f"| outcome | **{outcome}** |", "|---|---|"]  # a table has a head; an empty one shows as a bar
+    table = "\n".join([*heads, *(f"| {name} | {value} |" for name, value in rows)])
     sat_out = [name for name in run.excluded if name in run.verdicts]
-    return "\n\n".join([f"# {run.folder.study.name}: {outcome.lower()}", table, *_gate(run.verdicts, sat_out)]) + "\n"
+    return (
+        "\n\n".join([f"# {run.folder.study.name}: {outcome.lower()}", reason, table, *_gate(run.verdicts, sat_out)])
+        + "\n"
+    )
 
 
 def _gate(verdicts: dict[str, Verdict], sat_out: list[str]) -> list[str]:
@@ -100,7 +102,3 @@ def _gate(verdicts: dict[str, Verdict], sat_out: list[str]) -> list[str]:
         f"- {name}: {line(verdict)}{' — **sat out**' if name in sat_out else ''}" for name, verdict in verdicts.items()
     ]
     return ["## Gate", "\n".join(heard)]
-
-
-def _cell(value: str) -> str:
-    return value.replace("|", "\\|")

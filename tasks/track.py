@@ -339,7 +339,8 @@ def _warm() -> None:
     import logging
 
     logging.disable(logging.INFO)
-    from mlflow import MlflowClient  # noqa: F401
+    from mlflow.store.model_registry import sqlalchemy_store as versions  # noqa: F401
+    from mlflow.store.tracking import sqlalchemy_store as runs  # noqa: F401
 
 
 _projections: dict[str, Projection] = {}

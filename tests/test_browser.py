@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,15 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ui(home):
     """The addresses that `fedrounds ui` prints; both ports that it is asked for are free ones."""
-    serving = start_ui(home, "--mlflow-port", "0", "--prefect-port", "0")
+    serving = start_ui(home / "study", home / "state", "--mlflow-port", "0", "--prefect-port", "0")
     try:
         yield json.loads(serving.stdout.readline())
     finally:
         stop(serving)
 
 
-def start_ui(home, *ports):
-    command = [*FEDROUNDS, "ui", str(home / "study"), "--state", str(home / "state"), "--json", *ports]
+def start_ui(study, state, *ports):
+    command = [*FEDROUNDS, "ui", str(study), "--state", str(state), "--json", *ports]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -66,18 +67,27 @@ def stop(serving) -> int:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    with opened(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@contextmanager
+def opened(profile):
+    """A Chromium whose profile is in that folder."""
     found = shutil.which("chromium"), shutil.which("chromedriver")
     if None in found:
         pytest.fail(f"expected chromium and chromedriver, found {found}: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = found[0]
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    for flag in (*FLAGS.split(), f"--user-data-dir={profile}"):
         options.add_argument(flag)
     browser = webdriver.Chrome(options=options, service=Service(found[1]))
     browser.set_page_load_timeout(60)
     SCREENSHOTS.mkdir(exist_ok=True)
-    yield browser
-    browser.quit()
+    try:
+        yield browser
+    finally:
+        browser.quit()
 
 
 def wait(browser, what, until, timeout_s=30):
@@ -290,7 +300,7 @@ def test_the_report_reads_on_a_phone_and_a_desk_in_light_and_dark(browser, home,
 
 def test_taken_ports_are_replaced_and_ctrl_c_leaves_no_process(home, ui):
     taken = [str(int(re.search(r":(\d+)/", ui[key])[1])) for key in ("mlflow", "prefect")]
-    serving = start_ui(home, "--mlflow-port", taken[0], "--prefect-port", taken[1])
+    serving = start_ui(home / "study", home / "state", "--mlflow-port", taken[0], "--prefect-port", taken[1])
     try:
         found = json.loads(serving.stdout.readline())
         assert not [key for key, port in zip(("mlflow", "prefect"), taken, strict=True) if f":{port}/" in found[key]]

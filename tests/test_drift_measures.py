@@ -168,7 +168,7 @@ def test_of_two_hundred_profiles_without_drift_at_most_the_stated_share_is_told_
 
 
 @pytest.mark.parametrize("rows", [60, 300, 3000])
-def test_a_shift_by_one_deviation_is_held_at_a_hospital_of_any_size(rows):
+def test_a_shift_by_one_and_a_half_deviations_is_held_from_sixty_rows_on(rows):
     plan, rng = build(study()), np.random.default_rng(3)
     then, now = profile(plan, cohort(rng, rows)), profile(plan, cohort(rng, rows, shift=18.0))
     found = assess(plan.study, Drift(), {1: {"a": then}, 2: {"a": now}}, 1, ["a"])

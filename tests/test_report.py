@@ -237,6 +237,14 @@ def test_drift_shows_only_where_it_was_measured_with_its_limits():
     assert "site-02 age 0.310 0.100" in said
     assert "site-00 age 0.020" not in said
     assert "0.300 to 0.410" in said
+    assert "Square: 0.25 or more, which holds the study." in said
+    assert "nothing is held for it" not in said
+    drift |= {"sites": {}, "between": drift["sites"]}
+    said = Page(html(replace(found, visits=[*found.visits, profile]))).said
+    assert (
+        "further from the other hospitals. Triangle: PSI of 0.1 or more. Square: 0.25 or more. Hospitals differ by nature: nothing is held for it."
+        in said
+    )
     drift["limit"] = {"warn": 0.1, "hold": None}
     assert (
         "A warning starts at 0.1; nothing holds the study."
@@ -491,7 +499,8 @@ def test_a_round_in_prefect_says_who_trained_how_it_scored_and_what_was_decided(
         "Champion: **round 3**.", "",
         "- **south** sat out: age: 12 of 30",
     ]  # fmt: skip
-    assert round_words.line(study(), scored(), 4, 10) == "Round 4 of 10 · log-loss 0.5000"
+    assert round_words.line(study(), scored(), 4, 10) == "Round 4 of 10 · log-loss after round 3: 0.5000"
+    assert round_words.line(study(), scored(), 3, 3) == "Round 3 of 3 · log-loss 0.5000"
 
 
 def test_a_rounds_table_has_a_row_a_hospital_and_no_empty_column():
@@ -514,3 +523,16 @@ def test_sites_without_models_to_compare_with_are_drawn_without_words_about_them
     said = Page(html(made_up(baselines=compared))).said
     assert said.count("no alone") == 2
     assert "Ring: the hospital's own model." in said
+
+
+def test_where_every_hospital_does_better_than_all_together_the_worst_lies_above():
+    def better(record):
+        sites = {
+            site: its | {"metrics": its["metrics"] | {"auc": 0.9}} if its.get("metrics") else its
+            for site, its in record["sites"].items()
+        }
+        return record | {"sites": sites, "metrics": record["metrics"] | {"auc": 0.85}}
+
+    found = made_up()
+    page = html(replace(found, visits=[replace(it, record=better(it.record)) for it in found.visits]))
+    assert "The worst hospital lies 0.050 above all hospitals together (0.850)" in Page(page).said

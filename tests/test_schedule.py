@@ -37,16 +37,17 @@ PATIENCE_S = 90
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
-def machinery():
-    """The study of tests/test_kill.py, its kills and its examination."""
-    spec = importlib.util.spec_from_file_location("kills", Path(__file__).with_name("test_kill.py"))
+def beside(name: str, file: str):
+    """A test file of this folder as a module of that name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
     module = importlib.util.module_from_spec(spec)
-    sys.modules["kills"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-kills = machinery()
+kills = beside("kills", "test_kill.py")  # a study, its kills and its examination
+sight = beside("sight", "test_browser.py")  # a browser, and what it shows
 
 
 def until(there: Callable[[], Any], within_s: float = PATIENCE_S, every_s: float = 0.1) -> Any:
@@ -95,6 +96,7 @@ class House:
             "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "1",
         }
         quick["PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"] = "1"
+        self.cache = cache
         self.served = Served(place, ours=quick)
         token = base64.b64encode(self.served.password.encode()).decode()
         self.api = httpx.Client(
@@ -165,9 +167,9 @@ def process(flow_run: str) -> int:
     return 0
 
 
-def scheduled(folder: Path, rounds: int, **schedule: Any) -> Path:
-    """A toy study with a schedule."""
-    kills.initiated(folder)
+def scheduled(folder: Path, rounds: int, cache: Path | None = None, **schedule: Any) -> Path:
+    """A toy study with a schedule; with `cache`, in a workspace where Prefect has run before."""
+    kills.initiated(folder, cache)
     lines = [f"{key} = {json.dumps(value)}" for key, value in {"rounds": rounds, **schedule}.items()]
     with (folder / "operations.toml").open("a") as file:
         file.write("\n[schedule]\n" + "\n".join(lines) + "\n")
@@ -180,7 +182,7 @@ class Patient(kills.Patient):
     house: House
     deployment: str
 
-    def kill_tick(self, rng: random.Random, phase: str) -> None:
+    def kill(self, rng: random.Random, phase: str) -> None:
         """A tick, killed -9 at an instant that the seed draws; the worker shows it as crashed."""
         after_s = rng.uniform(0, {"start": 3.0, "rounds": 0.1, "end": 0.8}[phase])
         visit = {"start": 0, "rounds": min(self.visits() + rng.randint(1, 3), kills.VISITS), "end": kills.VISITS}[phase]
@@ -197,7 +199,7 @@ class Patient(kills.Patient):
         self.lineages |= {run for (run,) in self._lineages()}
         assert len(self.lineages) <= 1
 
-    def finish_tick(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """A tick that nobody kills."""
         done = self.house.ended(self.house.trigger(self.deployment))
         assert done["state_name"] in ("Completed", "Skipped"), done["state"][
@@ -257,12 +259,14 @@ def house(tmp_path_factory, toy_study):
 def by_cron(house, tmp_path_factory):
     """A study that the calendar alone starts: deployed first, so that its minute passes while the others work."""
     folder = scheduled(tmp_path_factory.mktemp("cron") / "by-the-minute", 1, cron="* * * * *", timezone="Europe/Zurich")
+    operations = folder / "operations.toml"  # without a gate, whose start would slow those who work meanwhile
+    operations.write_text(operations.read_text().replace("suite =", "# suite ="))
     return folder, house.deploy(folder)
 
 
 @pytest.fixture(scope="module")
 def weekly(house, by_cron, hook, tmp_path_factory):
-    folder = scheduled(tmp_path_factory.mktemp("weekly") / "weekly", 2, interval="7d", notify=[hook.url])
+    folder = scheduled(tmp_path_factory.mktemp("weekly") / "weekly", 2, house.cache, interval="7d", notify=[hook.url])
     return folder, house.deploy(folder)
 
 
@@ -347,7 +351,7 @@ def test_a_tick_that_fails_ends_in_one_line_and_a_webhook_hears_it(house, weekly
 
 
 def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolled_back(house, hook, program, tmp_path):
-    folder = scheduled(tmp_path / "drifting", 1, interval="7d", notify=[hook.url])
+    folder = scheduled(tmp_path / "drifting", 1, house.cache, interval="7d", notify=[hook.url])
     with (folder / "operations.toml").open("a") as file:
         file.write("\n[drift]\nhold = 0.25\n")
     said = house.deploy(folder)
@@ -375,6 +379,44 @@ def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolle
     with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
         (found,) = store.execute(f"{query} where a.alias = 'champion' and v.key = 'fedrounds.round'").fetchone()
     assert int(found) == before
+
+
+def test_a_browser_shows_what_became_of_every_tick(house, weekly, tmp_path):
+    folder, said = weekly
+    sat_out = next(run for run in house.runs(said["id"]) if run["state"]["message"].endswith("; north sat out"))
+    (artifact,) = house.ask(
+        "/artifacts/filter", artifacts={"flow_run_id": {"any_": [sat_out["id"]]}, "key": {"any_": ["tick-weekly"]}}
+    )
+    ui = house.served.api_url.removesuffix("/api")
+    fault, ticks = "age: 12 of 312", ("weekly · ", "Completed", "Skipped", "Failed")
+    with sight.opened(tmp_path / "chromium") as browser:
+        browser.get(ui)
+        password = base64.b64encode(house.served.password.encode()).decode()
+        browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", password)
+        for theme in ("light", "dark"):
+            browser.execute_script("localStorage.setItem('color-scheme', arguments[0])", json.dumps(theme))
+            sight.visit(browser, f"{ui}/runs", f"schedule-runs-{theme}", "weekly · ", "drifting · ", "Held")
+            sight.visit(browser, said["ticks"], f"schedule-ticks-{theme}", "4 runs", *ticks)
+            sight.visit(browser, said["page"], f"schedule-calendar-{theme}", "weekly", "calendar", "Scheduled for")
+            page = f"{ui}/artifacts/artifact/{artifact['id']}"
+            check = f"expect_column_values_to_be_between · {fault}"
+            sight.visit(browser, page, f"schedule-tick-{theme}", "weekly: completed", "round 2 → 4", check, "sat out")
+            assert browser.execute_script("return document.documentElement.classList.contains('dark')") == (
+                theme == "dark"
+            )
+        serving = sight.start_ui(folder, folder / "mlruns", "--mlflow-port", "0", "--prefect-port", "0")
+        try:
+            pages = json.loads(serving.stdout.readline())
+            browser.get(pages["mlflow"])
+            for theme, dark in (("dark", "true"), ("light", "false")):
+                browser.execute_script("localStorage.setItem('_mlflow_dark_mode_toggle_enabled', arguments[0])", dark)
+                sight.visit(browser, pages["mlflow"], f"schedule-mlflow-{theme}", "round 4", "site north")
+                link = next(
+                    it for it in browser.find_elements("css selector", "a[href*='/runs/']") if it.text == "round 4"
+                )
+                sight.visit(browser, link.get_attribute("href"), f"schedule-round-{theme}", "round 4", "north", fault)
+        finally:
+            sight.stop(serving)
 
 
 def test_errors_of_ours_end_a_tick_in_the_state_that_people_know():
@@ -406,9 +448,9 @@ def test_two_ticks_killed_in_mid_run_change_nothing(house, weekly, tmp_path):
     patient = Patient(scheduled(tmp_path / "killed", kills.ROUNDS, cron="0 3 * * 1"))
     patient.house, patient.deployment = house, house.deploy(patient.folder)["id"]
     rng = random.Random(20261)
-    patient.kill_tick(rng, "rounds")
-    patient.kill_tick(rng, "end")
-    done = patient.finish_tick()
+    patient.kill(rng, "rounds")
+    patient.kill(rng, "end")
+    done = patient.finish()
     assert done["state"]["message"].endswith(", the last run did not reach its end: it goes on")
     patient.examine()
     assert not any("ended before" in kill for kill in patient.kills), patient.kills
@@ -486,12 +528,12 @@ def test_serving_brings_a_server_and_a_worker_and_leaves_nothing_behind(tmp_path
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     command = [FEDROUNDS, "deploy", str(folder), "--serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=kept) as serving:
-        lines = [serving.stdout.readline() for _ in range(5)]
+        lines = [serving.stdout.readline() for _ in range(6)]
         assert lines[0].startswith("study/toy created: every 6h, UTC; next tick ")
         password = folder / "mlruns" / ".prefect" / "password"
         assert password.stat().st_mode & 0o077 == 0
-        assert password.read_text() in lines[3]
-        url = lines[2].strip().partition("/deployments/")[0]
+        assert password.read_text() in lines[4]
+        url = lines[2].strip().removeprefix("its calendar: ").partition("/deployments/")[0]
         assert httpx.get(f"{url}/api/health", trust_env=False).status_code == 200
         assert httpx.post(f"{url}/api/deployments/filter", json={}, trust_env=False).status_code == 401
         patient = kills.Patient(folder)
