@@ -104,7 +104,7 @@ class Chaos:
         process = self.run()
         left = kills
         while left:
-            time.sleep(self.dice.uniform(0.2, 3.0))
+            time.sleep(self.dice.uniform(0.3, 7.0))
             if process.poll() is not None:
                 if process.returncode == 0:
                     self.rounds = fedrounds("status", self.it.home)["rounds"]

@@ -25,10 +25,10 @@ from prefect.runtime import deployment, flow_run
 
 from fedrounds.core.errors import DriftHold, FedroundsError, StudyBusy
 from fedrounds.flows.study import begin, rounds
-from fedrounds.tasks import folder as folders
 from fedrounds.tasks import schedule
 from fedrounds.tasks.deployment import bury
-from fedrounds.tasks.run import Run, opened
+from fedrounds.tasks.opening import opening
+from fedrounds.tasks.run import Run
 
 
 class Outcome(NamedTuple):
@@ -62,10 +62,7 @@ def _name() -> str:
 async def scheduled(folder: str, data: str | None = None, state: str | None = None) -> State[Any]:
     """One tick of the schedule of the study in `folder`."""
     try:
-        read = folders.read(Path(folder), Path(data) if data else None)
-        place = folders.state_of(read.path, read.study.name, Path(state) if state else None)
-        folders.prepare(place, fresh=False)
-        with opened(read, place) as run:
+        with opening(Path(folder), Path(data) if data else None, Path(state) if state else None) as run:
             return (await tick(run)).state()
     except FedroundsError as error:
         return outcome_of(error).state()

@@ -31,10 +31,10 @@ from fedrounds.flows.step import do, key, tag
 from fedrounds.reports.drift import drift_table
 from fedrounds.reports.summary import markdown_table
 from fedrounds.tasks import drift, letters
-from fedrounds.tasks import folder as folders
 from fedrounds.tasks import visit as tasks
 from fedrounds.tasks.correspondence import Correspondence
-from fedrounds.tasks.run import Run, opened, request_bytes
+from fedrounds.tasks.opening import opening
+from fedrounds.tasks.run import Run, request_bytes
 from fedrounds.tasks.schedule import remember
 from fedrounds.tasks.verdict import Verdict, markdown
 
@@ -53,10 +53,7 @@ async def study(folder: str, data: str | None = None, state: str | None = None, 
     if run is not None:
         await rounds(run, more)
         return
-    read = folders.read(Path(folder), Path(data) if data else None)
-    place = folders.state_of(read.path, read.study.name, Path(state) if state else None)
-    folders.prepare(place, fresh=False)
-    with opened(read, place) as own:
+    with opening(Path(folder), Path(data) if data else None, Path(state) if state else None) as own:
         await rounds(own, more)
 
 

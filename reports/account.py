@@ -18,8 +18,12 @@ NOT_FOR_USE = (
     "For research. It has not been validated on later patients or at other hospitals, it is no medical device, and it must not guide the care "
     "of a patient."
 )
+APART = {
+    "process": "All hospitals ran in one process on one machine: a simulation, or hospitals whose data one team may read.",
+    "dask": "The hospitals' rows were at the workers of one cluster: a simulation, or hospitals whose data one team may read.",
+    "mail": "The hospitals were apart, each with its own agent. Small cells of their score histograms were merged: areas under the curve are coarser.",
+}
 LIMITS = (
-    "All hospitals ran in one process on one machine: a simulation, or hospitals whose data one team may read.",
     "There is no differential privacy and no secure aggregation: whoever runs the study sees each hospital's updates and sums.",
     f"Updates and sums can tell about patients. Counts of 1 to {SMALLEST - 1} are withheld, which is disclosure control and not a proof.",
     "The patients who judge come from the same hospitals and the same time as those who trained: how the model does elsewhere is not known.",
@@ -262,9 +266,14 @@ def privacy(of: Evidence) -> Markup:
     )
 
 
+def apart(record: Mapping[str, Any]) -> str:
+    """How far from each other the hospitals of a visit were."""
+    return APART[record.get("carrier", "process")]
+
+
 def limits(of: Evidence) -> Markup:
     """What this report does not show."""
-    found = list(LIMITS)
+    found = [apart(of.record), *LIMITS]
     if "auc_error" in of.record["metrics"]:
         found.insert(
             3,

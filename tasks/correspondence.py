@@ -31,6 +31,7 @@ class Correspondence(Run):
     """A run whose wards are desks: what a hospital says comes by mail, or not at all."""
 
     wards: dict[str, Desk]  # type: ignore[assignment]
+    carrier = "mail"
 
     def resume(self) -> None:
         """Go on from the ledger after something went away: what was under way is asked again.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedrounds.core.champion import judged
 from fedrounds.core.errors import GateHalt, QuorumError
@@ -69,6 +69,8 @@ class Group:
 
 class Run:
     """A study being run. One at a time works on a study: the ledger's lease sees to it."""
+
+    carrier: Literal["process", "dask", "mail"] = "process"  # how requests reach the sites' rows
 
     def __init__(
         self,
@@ -228,7 +230,7 @@ class Run:
         state, decision = judged(asking.state, closed, rule, known, failed)
         closed = replace(closed, state=state)
         self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision, self.factors)
-        self.last |= drift.noted(self, closed)
+        self.last |= drift.noted(self, closed) | {"carrier": "dask" if self._crew else self.carrier}
         digest = asking.state.model_digest
         decisions = [as_row(decision, closed.scored, digest)] if decision else []
         suite = self.folder.suite.hash if self.folder.suite else ""

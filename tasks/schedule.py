@@ -35,7 +35,7 @@ def look(run: Run, due: datetime, now: datetime) -> Tick:
     }
     local = now.astimezone(zone(schedule))
     tick = decide(schedule, local, due, **known)
-    if tick.action == "skip" or known["unfinished"] or not schedule.skip_unchanged:
+    if tick.action == "skip" or known["unfinished"] or not schedule.skip_unchanged or run.carrier == "mail":
         return tick
     return decide(schedule, local, due, **known, news=news(run))
 
