@@ -21,7 +21,7 @@ NOT_FOR_USE = (
 APART = {
     "process": "All hospitals ran in one process on one machine: a simulation, or hospitals whose data one team may read.",
     "dask": "The hospitals' rows were at the workers of one cluster: a simulation, or hospitals whose data one team may read.",
-    "mail": "The hospitals were apart, each with its own agent. Small cells of their score histograms were merged: areas under the curve are coarser.",
+    "mail": "The hospitals were apart, each with its own agent. Small cells of score histograms were merged: areas under the curve are coarser.",
 }
 LIMITS = (
     "There is no differential privacy and no secure aggregation: whoever runs the study sees each hospital's updates and sums.",
