@@ -32,12 +32,13 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import MAGIC as ENVELOPE_MAGIC
 from fedrounds.core.identity import PREFIX as ENVELOPE_PREFIX
 from fedrounds.core.identity import VERSION, About, public_key, sign, verify
-from fedrounds.core.messages import MAGIC, NARROW, PREFIX, PROTOCOL, Reply, Request, decode, encode
+from fedrounds.core.messages import MAGIC, NARROW, PREFIX, PROTOCOL, Finding, Reply, Request, decode, encode
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort, clean
 from fedrounds.core.round import open_round
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.tasks.verdict import markdown, received
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS, SEED = 40_000, 2026
@@ -50,7 +51,10 @@ REASONS = {  # every reason for which something may be refused, and the words it
     "a message: not ours": r"expected a Fedrounds message",
     "a message: of another version": r"expected message version",
     "a message: its header is not plain JSON": r"expected (a JSON|each header field once)",
-    "a message: of another kind": r"expected a (Request|Reply), found",
+    "a message: of another kind": r"expected a (Request|Reply|Finding), found",
+    "a message: arrays where none belong": r"expected a Finding without arrays",
+    "a verdict: another document": r"expected a gate's verdict from site",
+    "a verdict: words or counts that no gate says": r"expected a gate's verdict on",
     "a message: other header fields": r"expected header fields",
     "a message: a header field of another type or size": r"expected header field '",
     "a message: asks for what cannot be asked": r"expected to be asked for one of",
@@ -142,12 +146,24 @@ ENVELOPES = [sign(KEY, ABOUT, MESSAGES[1]), sign(KEY, replace(ABOUT, direction="
 def read_message(data: bytes) -> str:
     """What becomes of bytes that claim to be a message."""
     said = []
-    for kind in (Request, Reply):
+    for kind in (Request, Reply, Finding):
         try:
             said.append(f"read as a {type(decode(data, kind)).__name__}")
         except UpdateRejected as refused:
             said.append(reason(str(refused)))
     return next((what for what in said if what.startswith("read")), said[0])
+
+
+def hear_verdict(document: dict[str, Any]) -> str:
+    """What becomes of a verdict that a hospital sends: one that people read in full, or a refusal."""
+    found = Finding(PLAN.digest, 0, 0, "gate", REQUEST.base, "north", "", True, document)
+    back = decode(encode(found), Finding)
+    try:
+        verdict = received("north", back.verdict)
+    except UpdateRejected as refused:
+        return reason(str(refused))
+    assert len(markdown([verdict])) < 1 << 20
+    return "a verdict that can be shown"
 
 
 def open_envelope(drawn: tuple[bytes, About]) -> str:
@@ -273,10 +289,10 @@ def requests(draw: st.DrawFn) -> tuple[int, Request]:
     number = draw(st.integers(0, len(VICTIMS) - 1))
     plan = VICTIMS[number][0]
     ask, exchange = (
-        draw(st.sampled_from(["statistics", "train", "score", "profile"])),
+        draw(st.sampled_from(["gate", "statistics", "train", "score", "profile"])),
         draw(st.sampled_from([0, 0, 1, 2, 2**32 - 1])),
     )
-    shapes = dict(plan.algorithms[ask].takes(exchange))
+    shapes = dict(plan.algorithms[ask].takes(exchange)) if ask in plan.algorithms else {}
     if draw(st.integers(0, 9)) < 3:
         shapes.pop(draw(st.sampled_from([*shapes, "champion"])), None)
     if draw(st.integers(0, 9)) < 2:
@@ -296,10 +312,51 @@ def requests(draw: st.DrawFn) -> tuple[int, Request]:
     return number, Request(study, draw(st.integers(0, 2**32 - 1)), exchange, ask, base, arrays)
 
 
+FAILURE = {
+    "expectation": "expect_column_values_to_be_between",
+    "column": "age",
+    "element_count": 300,
+    "unexpected_count": 12,
+    "per_row": True,
+    "severity": "critical",
+    "action": "exclude",
+}
+VERDICT = {
+    "site": "north",
+    "passed": True,
+    "checks": 18,
+    "failures": [],
+    "note": "",
+    "action": "pass",
+    "quarantined": 0,
+}
+odd = value | st.sampled_from(
+    ["halt", "pass", "<script>", "|", "\n", 10**30, -1, [FAILURE], [{**FAILURE, "column": "|x|"}], [FAILURE] * 600]
+)
+verdicts = st.builds(
+    lambda more, failure, without: {
+        key: it for key, it in {**VERDICT, "failures": [{**FAILURE, **failure}], **more}.items() if key != without
+    },
+    st.dictionaries(st.sampled_from([*VERDICT, "x"]), odd, max_size=2),
+    st.dictionaries(st.sampled_from([*FAILURE, "x"]), odd, max_size=2),
+    st.sampled_from(["", "", "", *VERDICT]),
+).filter(lambda document: _plain(document))
+
+
+def _plain(document: Any) -> bool:
+    """Whether it is JSON at all."""
+    try:
+        json.dumps(document, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
 TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], str]]] = {
     "core.messages.decode": (messages, read_message),
     "core.identity.verify": (envelopes, open_envelope),
     "core.answer.handle": (requests(), ask_hospital),
+    "tasks.verdict.received": (verdicts, hear_verdict),
 }
 
 
