@@ -182,7 +182,7 @@ class Apart:
     def set_policy(self, site: str, policy: str) -> None:
         """Write another policy, and start the agent again."""
         file = self.home(site) / "site.toml"
-        file.write_text(file.read_text().partition("[policy]")[0] + "[policy]\n" + policy)
+        file.write_text(file.read_text().partition("\n[policy]\n")[0] + "\n[policy]\n" + policy)
         self.hospital(site, anew=True)
 
     def agent(self, site: str):
