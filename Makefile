@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types bench soak fuzz lock clean
+.PHONY: run test lint types bench soak fuzz demo-federated chaos lock clean
 
 run: $(VENV)/ready ## the first study: real patients, simulated hospitals
 	$(BIN)/fedrounds run studies/diabetes --fresh
@@ -26,6 +26,12 @@ soak: $(VENV)/ready ## the long tests in full; writes docs/soak.md
 
 fuzz: $(VENV)/ready ## hostile bytes against everything that reads them; writes docs/fuzz.md
 	$(BIN)/python benchmarks/fuzz.py
+
+demo-federated: $(VENV)/ready ## a coordinator and four hospitals, really apart, on this machine
+	$(BIN)/python benchmarks/demo_federated.py
+
+chaos: $(VENV)/ready ## kill everything at every moment; writes docs/chaos.md
+	$(BIN)/python benchmarks/chaos.py
 
 lock: ## resolve pyproject.toml anew into requirements.lock
 	rm -rf $(VENV)-lock

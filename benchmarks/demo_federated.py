@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the folder for a look")
     parser.add_argument("--prefect", choices=("own", "off"), default="off", help="of the hospitals' agents")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and so all that it started
     begun = time.monotonic()
     with demonstration(arguments.rounds, arguments.prefect, arguments.keep) as it:
         print(f"servers up and {len(it.sites)} hospitals joined in {time.monotonic() - begun:.0f} s ({it.base})")

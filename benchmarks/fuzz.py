@@ -27,11 +27,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from fedrounds.core.answer import Policy, handle
+from fedrounds.core.codec import width
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import MAGIC as ENVELOPE_MAGIC
 from fedrounds.core.identity import PREFIX as ENVELOPE_PREFIX
 from fedrounds.core.identity import VERSION, About, public_key, sign, verify
-from fedrounds.core.messages import MAGIC, PREFIX, PROTOCOL, Reply, Request, decode, encode
+from fedrounds.core.messages import MAGIC, NARROW, PREFIX, PROTOCOL, Reply, Request, decode, encode
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort, clean
 from fedrounds.core.round import open_round
@@ -69,6 +70,8 @@ REASONS = {  # every reason for which something may be refused, and the words it
     "an answer: arrays of other shapes": r"expected \w+ of shape .*, was asked with",
     "an answer: below the minimum cohort": r"its training patients are below",
     "an answer: finer histograms than allowed": r"score histograms of \d+ bins",
+    "an answer: arrays of another width": r"expected \w+ as float(32|64), found",
+    "an answer: an update that float32 cannot hold": r"expected numbers of '\w+' within",
     "an answer: its numbers are no longer finite": r"its numbers are no longer finite",
 }
 NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-300, 5e-324, 1e16, -1e100, 1e308, -1.7e308]
@@ -108,6 +111,7 @@ def victims() -> list[tuple[Plan, Cohort]]:
         (yes, {"kind": "logistic", "l2": 0.1}, "fedprox"),
         (label, {"kind": "multinomial"}, "fedadam"),
         (yes, {"kind": "mlp", "hidden": [3]}, {"preset": "fedavg", "local": {"kind": "adam"}}),
+        (number, {"kind": "linear"}, "fedavgm"),
     ]
     found = []
     for target, model, algorithm in studies:
@@ -116,7 +120,8 @@ def victims() -> list[tuple[Plan, Cohort]]:
             {"type": "category", "name": "ward", "categories": ["red", "blue"]},
         ]
         words = {"name": "fuzz", "patient_id": "id", "target": target, "features": features, "model": model}
-        study = Study.model_validate({**words, "algorithm": algorithm})
+        wire = {"codec": "float32" if algorithm == "fedavgm" else "float64"}
+        study = Study.model_validate({**words, "algorithm": algorithm, "protocol": wire})
         found.append((build(study), clean(table, study, "north")))
     return found
 
@@ -125,7 +130,11 @@ VICTIMS = victims()
 PLAN = VICTIMS[1][0]
 REQUEST = open_round(PLAN.start(PLAN.no_statistics()), PLAN, "train", ["north"]).request
 REPLY = Reply(PLAN.digest, 1, 0, "train", REQUEST.base, "north", "", {"delta": np.ones(3), "train": np.ones(2)})
-MESSAGES = [encode(REQUEST), encode(REPLY)]
+MESSAGES = [
+    encode(REQUEST),
+    encode(REPLY),
+    encode(replace(REPLY, arrays={**REPLY.arrays, "delta": np.ones(3, np.float32)})),
+]
 ABOUT = About(PLAN.digest, 1, 0, 0, "north", "reply", REQUEST.base)
 ENVELOPES = [sign(KEY, ABOUT, MESSAGES[1]), sign(KEY, replace(ABOUT, direction="request"), MESSAGES[0])]
 
@@ -204,7 +213,7 @@ value = st.recursive(
     max_leaves=8,
 )
 listed = st.lists(
-    st.tuples(st.sampled_from(WORDS), st.sampled_from(["<f8", "<f8", "<f8", "|O", ">f8"]), st.lists(st.integers(-1, 4) | st.just(2**40), max_size=5)),
+    st.tuples(st.sampled_from(WORDS), st.sampled_from(["<f8", "<f8", "<f4", "|O", ">f8"]), st.lists(st.integers(-1, 4) | st.just(2**40), max_size=5)),
     max_size=3,
 )  # fmt: skip
 HEADER = {field.name: getattr(REPLY, field.name) for field in fields(Reply) if field.name != "arrays"}
@@ -212,7 +221,7 @@ HEADER = {field.name: getattr(REPLY, field.name) for field in fields(Reply) if f
 
 def written(header: Any, body: bytes) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return PREFIX.pack(MAGIC, PROTOCOL, len(text)) + text + body
+    return PREFIX.pack(MAGIC, NARROW if b'"<f4"' in text else PROTOCOL, len(text)) + text + body
 
 
 headers = st.builds(
@@ -277,7 +286,11 @@ def requests(draw: st.DrawFn) -> tuple[int, Request]:
         size = int(np.prod(shape))
         usual = draw(st.integers(0, 9)) < 6
         cells = [1.0] * size if usual else draw(st.lists(st.sampled_from(NUMBERS), min_size=size, max_size=size))
-        arrays[name] = np.array(cells).reshape(shape)
+        kind = width(name, plan.study.protocol.codec)
+        if draw(st.integers(0, 19)) == 0:
+            kind = draw(st.sampled_from([np.float32, np.float64]))
+        largest = float(np.finfo(kind).max)
+        arrays[name] = np.clip(np.array(cells), -largest, largest).astype(kind).reshape(shape)
     study = plan.digest if draw(st.integers(0, 9)) else draw(st.sampled_from(["", "0" * 64, "x" * 1000]))
     base = draw(st.sampled_from(["", "b" * 64]))
     return number, Request(study, draw(st.integers(0, 2**32 - 1)), exchange, ask, base, arrays)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIRST_S, LONGEST_S = 0.5, 15.0  # between two tries while something is away
+LONG_S = 20.0  # what worked for so long was there
 
 
 def coordinate(directory: Path, more: int, fresh: bool, as_json: bool, accept_drift: bool) -> int:
@@ -38,7 +39,7 @@ def coordinate(directory: Path, more: int, fresh: bool, as_json: bool, accept_dr
     clock, found = Clock(), read(directory)
     if accept_drift:
         local.accept(found.place)
-    patience = Patience(found.folder.operations.federation.patience_s, as_json)
+    patience = Patience(found.folder.operations.federation.patience_s)
     if not more and patience(lambda: local.done(found.folder, found.place)):
         return show(found.folder, found.place, as_json)
     patience(lambda: local.compatible(found.folder, found.place, fresh))
@@ -52,11 +53,11 @@ class Patience:
 
     Args:
         seconds: how long it waits in all for one thing.
-        silent: whether the terminal hears nothing of it.
     """
 
-    def __init__(self, seconds: float, silent: bool) -> None:
-        self.seconds, self._silent, self._terminal = seconds, silent, os.fdopen(os.dup(2), "w", errors="replace")
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._said = seconds, ""
+        self._terminal = os.fdopen(os.dup(2), "w", errors="replace")
 
     def __call__(self, act: Callable[[], T], before_again: Callable[[], Any] = lambda: None) -> T:
         """What `act` gives.
@@ -71,18 +72,29 @@ class Patience:
 
         until, pause, again = time.monotonic() + self.seconds, FIRST_S, False
         while True:
+            began = time.monotonic()
             try:
                 if again:
                     before_again()
-                    until, pause, again = time.monotonic() + self.seconds, FIRST_S, False
-                return act()
+                found = act()
             except ServiceError as error:
-                if time.monotonic() + pause > until:
+                now = time.monotonic()
+                if now - began > LONG_S:  # it worked for a while: this is another absence
+                    until, pause = now + self.seconds, FIRST_S
+                if now + pause > until:
                     raise
-                if not self._silent:
-                    print(f"fedrounds: {error} (it waits {pause:.0f} s and goes on)", file=self._terminal, flush=True)
+                self._say(f"{error} (it waits, up to {self.seconds:.0f} s, and goes on)")
                 time.sleep(pause)
                 pause, again = min(LONGEST_S, 2 * pause), True
+            else:
+                self._said = ""
+                return found
+
+    def _say(self, line: str) -> None:
+        """Once for each thing that is away, however often it is tried."""
+        if line != self._said:
+            print(f"fedrounds: {line}", file=self._terminal, flush=True)
+        self._said = line
 
 
 def _carry_out(found: Federation, more: int, as_json: bool, clock: Clock, patience: Patience) -> None:

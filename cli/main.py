@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,6 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 arguments.fresh,
                 arguments.json,
                 arguments.accept_drift,
+                arguments.runner,
             )
         case "deploy":
             from fedrounds.cli.deploy import deploy
@@ -109,6 +110,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return draft(arguments.dir, arguments.data, arguments.json)
         case "site":
             return _site(arguments)
+        case "coordinator":
+            from fedrounds.cli.coordinator import coordinator
+
+            return coordinator(arguments)
         case "status":
             from fedrounds.cli.status import status
 
@@ -175,6 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--gate", action="store_true", help="run the sites' expectation suites too")
     run = command("run", "bring the study to its rounds; what is done already is not done again")
     run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
+    run.add_argument(
+        "--runner",
+        type=_runner,
+        metavar="RUNNER",
+        help="where the sites' rows are: `dask`, or a scheduler, dask://HOST:PORT",
+    )
     anew = run.add_mutually_exclusive_group()
     anew.add_argument("--fresh", action="store_true", help="start anew; what was there is set aside")
     anew.add_argument(
@@ -234,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
         ("approve", "say yes to the study or round that waits for a person"),
     ):
         command(word, says, site)
+    _coordinator(command, group("coordinator", "the other side: servers, invitations, who takes part"))
     docs.add_argument("--site", metavar="NAME", help="this site alone (default: every one)")
     for made in (check, run, deploy, draft, docs):
         made.add_argument(
@@ -246,9 +258,62 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _coordinator(command: Callable[..., argparse.ArgumentParser], among: Any) -> None:
+    init = command("init", "make the folder: keys, configuration, databases, files for systemd and containers", among)
+    init.add_argument(
+        "--study", type=Path, required=True, metavar="FOLDER", help="the study's; its site files are not taken"
+    )
+    init.add_argument(
+        "--public",
+        default="https://localhost:8443",
+        metavar="URL",
+        help="what hospitals reach (default: https://localhost:8443)",
+    )
+    init.add_argument(
+        "--postgres",
+        default="",
+        metavar="URL",
+        help="postgresql://user:password@host/NAME (default: SQLite files, for a trial)",
+    )
+    start = command("start", "run the servers in the foreground, and let in who enrolled, until Ctrl-C", among)
+    servers = ("mlflow", "prefect", "nginx", "admit")
+    start.add_argument(
+        "--only", action="append", choices=servers, help="this one alone, as systemd does; may be repeated"
+    )
+    for word, says in (
+        ("invite", "print a one-time token by which a hospital joins"),
+        ("suspend", "ask a hospital no more and let it in no more, for now"),
+        ("resume", "go on with a suspended hospital"),
+        ("remove", "take a hospital out for good"),
+    ):
+        made = command(word, says, among)
+        made.add_argument("site", metavar="SITE", help="the hospital's name")
+        if word == "invite":
+            made.add_argument(
+                "--days", type=_days, default=7, metavar="N", help="how long the token holds (default: 7)"
+            )
+    command("sites", "who takes part", among)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of rounds above 0, found {text!r}")
+    return int(text)
+
+
+def _runner(text: str) -> str:
+    kind, slashes, place = text.partition("://")
+    host, _, port = place.rpartition(":")
+    if text != "dask" and not (kind in ("dask", "tcp", "tls") and slashes and host and port.isdecimal()):
+        raise argparse.ArgumentTypeError(
+            f"expected `dask` or a scheduler's address (dask://HOST:PORT, tls://HOST:PORT), found {text!r}"
+        )
+    return text
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 365:
+        raise argparse.ArgumentTypeError(f"expected a number of days from 1 to 365, found {text!r}")
     return int(text)
 
 

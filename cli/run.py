@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from fedrounds.cli.study import loaded, opened
+from fedrounds.cli.study import enough, loaded, opened
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
     from fedrounds.tasks.clock import Clock
+    from fedrounds.tasks.dask import Crew
     from fedrounds.tasks.folder import Folder, State
     from fedrounds.tasks.prefect_server import PrefectServer
     from fedrounds.tasks.run import Run
@@ -32,8 +33,13 @@ def run(
     fresh: bool,
     as_json: bool,
     accept_drift: bool = False,
+    runner: str | None = None,
 ) -> int:
-    """Bring the study to its rounds, or `more` further; with `accept_drift`, the sites' newest profile is what later ones are compared with."""
+    """Bring the study to its rounds, or `more` further; with `accept_drift`, the sites' newest profile is what later ones are compared with.
+
+    Args:
+        runner: `dask`, or the address of a Dask scheduler, whose workers hold the rows; by default this process does.
+    """
     if (directory / "coordinator.toml").is_file():
         from fedrounds.cli.coordinate import coordinate
 
@@ -47,15 +53,35 @@ def run(
         accept(place)
     if not fresh and not more and done(folder, place):
         return _say_done(folder, place, as_json)
-    wards = loaded(folder)
-    compatible(folder, place, fresh)
-    if fresh:
-        unless_running(place)
-    prepare(place, fresh)
-    _carry_out(folder, place, wards, more, as_json, clock)
+    with crew_of(runner, folder) as crew:
+        wards = crew.wards if crew else loaded(folder)
+        compatible(folder, place, fresh)
+        if fresh:
+            unless_running(place)
+        prepare(place, fresh)
+        _carry_out(folder, place, wards, more, as_json, clock, crew)
     from fedrounds.cli.status import show
 
     return show(folder, place, as_json, timings=clock.spent())
+
+
+@contextmanager
+def crew_of(runner: str | None, folder: Folder) -> Iterator[Crew | None]:
+    """The workers of a Dask cluster with every site's rows loaded there, None without a runner."""
+    if runner is None:
+        yield None
+        return
+    from fedrounds.tasks.dask import Crew
+
+    with quiet(Path(os.devnull)):  # its worker processes take over what they start with
+        crew = Crew(runner, folder)
+    try:
+        crew.load()
+        enough(folder, crew.wards)
+        yield crew
+    finally:
+        with quiet(Path(os.devnull)):
+            crew.stop()
 
 
 def done(folder: Folder, place: State) -> bool:
@@ -133,7 +159,15 @@ def unless_running(place: State) -> None:
             ledger.release()
 
 
-def _carry_out(folder: Folder, place: State, wards: Mapping[str, Ward], more: int, as_json: bool, clock: Clock) -> None:
+def _carry_out(
+    folder: Folder,
+    place: State,
+    wards: Mapping[str, Ward],
+    more: int,
+    as_json: bool,
+    clock: Clock,
+    crew: Crew | None = None,
+) -> None:
     """Run the flow on a Prefect server: ours, or the one at PREFECT_API_URL."""
     from fedrounds.tasks.prefect_server import PrefectServer, settings
 
@@ -146,7 +180,7 @@ def _carry_out(folder: Folder, place: State, wards: Mapping[str, Ward], more: in
             progress(folder, terminal, as_json) as on_visit,
         ):
             try:
-                _flow(folder, place, wards, more, server, on_visit, clock)
+                _flow(folder, place, wards, more, server, on_visit, clock, crew)
             finally:
                 flush_prefect()
     finally:
@@ -163,10 +197,11 @@ def _flow(
     server: PrefectServer | None,
     on_visit: Callable[[Run], None],
     clock: Clock,
+    crew: Crew | None = None,
 ) -> None:
     from fedrounds.tasks.run import opened as opened_run
 
-    with opened_run(folder, place, on_visit, wards, clock) as run, clock("Prefect"):
+    with opened_run(folder, place, on_visit, wards, clock, crew) as run, clock("Prefect"):
         run.warm_up()
         import fastapi.encoders  # noqa: F401  Prefect's client wants it for its first call: better now than when the server is there
 

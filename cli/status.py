@@ -33,6 +33,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
     from dataclasses import asdict
 
     from fedrounds.ledger import Ledger
+    from fedrounds.reports import traffic
     from fedrounds.reports.drift import calibration_lines, drift_lines, last_drift
     from fedrounds.reports.summary import last_scores, lines
     from fedrounds.tasks.drift import beyond
@@ -61,6 +62,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
             "metrics": record.get("metrics", {}),
             "sites": [asdict(line) for line in table],
             "decision": record.get("decision"),
+            "bytes": traffic.summary(visits),
             "drift": last_drift(visits).record["drift"] if last_drift(visits) else None,
             "last_failure": asdict(failures[-1]) if _last_failure(visits, failures) else None,
             "reports": reports,
@@ -79,6 +81,7 @@ def show(folder: Folder, place: State, as_json: bool, timings: Mapping[str, floa
         seconds,
         standing,
         acts,
+        traffic.line(visits),
     )
     return 0
 
@@ -98,6 +101,7 @@ def _print(
     seconds: float | None,
     standing: Standing,
     acts: Sequence[Act] = (),
+    crossed: str = "",
 ) -> None:
     from rich.console import Console
 
@@ -125,6 +129,8 @@ def _print(
     say("* one pool of all rows: only a run in one process can know it.", "dim")
     for line in _standing(folder, standing, acts):
         say(line)
+    if crossed:
+        say(f"bytes: {crossed}; bytes.csv beside the report has all", "dim")
     for warning in warnings:
         say(warning, "red")
     say(f"Look next: fedrounds ui {folder.path}  (charts and versions in MLflow, tasks in Prefect)")

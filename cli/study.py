@@ -15,13 +15,17 @@ def opened(folder: Path, data: Path | None, state: Path | None) -> tuple[Folder,
     """The study's files, typed, and where its state is. Writes nothing."""
     from fedrounds.tasks.folder import read, state_of
 
+    if (folder / "coordinator.toml").is_file():
+        from fedrounds.tasks.federation import read as federation
+
+        federated = federation(folder)
+        return federated.folder, federated.place
     found = read(folder, data)
     return found, state_of(folder, found.study.name, state)
 
 
 def loaded(folder: Folder) -> Mapping[str, Ward]:
     """Every site's rows, read by the dictionary: all that can be wrong with them is found before anything is written."""
-    from fedrounds.core.errors import DataContractError
     from fedrounds.core.plan import build
     from fedrounds.tasks.ward import Ward
 
@@ -29,6 +33,14 @@ def loaded(folder: Folder) -> Mapping[str, Ward]:
     wards = {name: Ward(site, plan, folder.data) for name, site in folder.sites.items()}
     for ward in wards.values():
         ward.load()
+    enough(folder, wards)
+    return wards
+
+
+def enough(folder: Folder, wards: Mapping[str, Ward]) -> None:
+    """Raise DataContractError where too few sites can take part at all."""
+    from fedrounds.core.errors import DataContractError
+
     refused = {name: ward.refusal() for name, ward in wards.items() if ward.refusal()}
     quorum = folder.operations.quorum_of(len(wards))
     if len(wards) - len(refused) < quorum:
@@ -36,4 +48,3 @@ def loaded(folder: Folder) -> Mapping[str, Ward]:
         raise DataContractError(
             f"expected at least {quorum} sites that can take part, found {len(wards) - len(refused)} ({reasons})"
         )
-    return wards

@@ -8,6 +8,8 @@ import numpy as np
 from pydantic import Field, StringConstraints
 
 from fedrounds.core.algorithm import SiteState, Sums
+from fedrounds.core.codec import foreign, narrow, widen
+from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import OF_TABLE, Reply, Request
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
@@ -65,14 +67,17 @@ def handle(
     refusal = _refusal(request, data, plan, policy)
     if not refusal:
         with np.errstate(all="ignore"):  # what overflows is seen below
+            asked = widen(request.arrays)
             if isinstance(data, Cohort) and request.ask not in OF_TABLE:
-                data = encode(data, plan.study, request.arrays, plan.ones)
-            after, sums = plan.algorithms[request.ask].answer(request.arrays, state, data, rng)
+                data = encode(data, plan.study, asked, plan.ones)
+            after, sums = plan.algorithms[request.ask].answer(asked, state, data, rng)
         if all(np.isfinite(array).all() for array in sums.values()):
-            state, sums = (
-                after,
-                withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores),
-            )
+            try:
+                thinned = withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores)
+                sums = narrow(thinned, plan.study.protocol.codec)
+                state = after
+            except UpdateRejected as error:
+                refusal, sums = str(error), {}
         else:
             refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
     return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)
@@ -89,14 +94,16 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
         return f"expected study {plan.digest[:12]}, was asked about {request.study[:12]}: the study file here is another one"
     if request.ask not in plan.algorithms:
         return f"expected to be asked for one of {', '.join(plan.algorithms)}, was asked for '{request.ask}'"
-    if foreign := _foreign(plan, policy):
-        return foreign
+    if unwanted := _unwanted(plan, policy):
+        return unwanted
     takes = plan.algorithms[request.ask].takes(request.exchange)
     if not takes.keys() - {"champion"} <= request.arrays.keys() <= takes.keys():
         return f"expected arrays {sorted(takes)}, was asked with {len(request.arrays)} others"
     for name, array in request.arrays.items():
         if array.shape != takes[name]:
             return f"expected {name} of shape {takes[name]}, was asked with {array.shape}: the study file here is another one"
+    if said := foreign(request.arrays, plan.study.protocol.codec):
+        return f"{said}: the study file here is another one"
     train = int(np.count_nonzero(~data.valid)) if isinstance(data, Cohort) else len(data.y)
     if train < policy.minimum_patients:
         return below(policy)
@@ -105,7 +112,7 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
     return ""
 
 
-def _foreign(plan: Plan, policy: Policy) -> str:
+def _unwanted(plan: Plan, policy: Policy) -> str:
     """Why this kind of study is none that the site takes part in; empty if it is."""
     family, algorithm = plan.study.model.kind, plan.study.algorithm
     if policy.families and family not in policy.families:

@@ -158,6 +158,29 @@ def claim(signed: bytes, largest: int = LARGEST_MESSAGE) -> About:
     return _read(_parts(signed, largest)[0]).about
 
 
+def signer(signed: bytes, largest: int = LARGEST_MESSAGE) -> bytes:
+    """The public key that an envelope names as its signer's, 32 bytes; `verify` with it tells whether that is so.
+
+    Raises UpdateRejected where it says nothing that can be read, or is larger than `largest`.
+    """
+    return _read(_parts(signed, largest)[0]).key
+
+
+def seal(key: bytes, words: bytes) -> bytes:
+    """A signature over words that are in no envelope, 64 bytes. The words must begin with what they are for, which no other words do."""
+    return _private(key).sign(words)
+
+
+def sealed(public: bytes, words: bytes, signature: bytes) -> bool:
+    """Whether a signature over words is by the owner of this public key. Raises StateError if it is no key that somebody owns."""
+    owner = _public(public)
+    try:
+        owner.verify(signature, words)
+    except InvalidSignature:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class _Found:
     """What a statement says."""

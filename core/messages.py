@@ -1,6 +1,9 @@
-"""The only things that cross a hospital's wall, as bytes: a JSON header, then raw little-endian float64 arrays. Never pickle.
+"""The only things that cross a hospital's wall, as bytes: a JSON header, then raw little-endian float arrays. Never pickle.
 
     b"FEDR" | protocol, 2 bytes | header length, 4 bytes | header, UTF-8 JSON | the arrays' bytes, one after another
+
+Version 1 holds float64 arrays alone ("<f8"). Version 2 holds at least one float32 array ("<f4") beside them; so every message has one form.
+An array travels in the type that it has, and `decode` gives it back in that type; what is float32 is `core/codec.py`'s to say.
 
 To change the format: raise PROTOCOL, teach `unpack` the new number, and keep refusing every number it does not know. A reader never
 guesses: a message that is damaged in any way is refused whole, with what was expected and what was found.
@@ -21,6 +24,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.params import Array
 
 PROTOCOL = 1
+NARROW = 2  # the version of a message that holds a float32 array
 MAGIC = b"FEDR"
 PREFIX = struct.Struct("<4sHI")
 LARGEST_HEADER = 1 << 20
@@ -127,24 +131,27 @@ def decode(data: bytes, kind: type[M], largest: int = LARGEST_MESSAGE) -> M:
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    """A JSON header and named float64 arrays as bytes. Raises UpdateRejected if a number is not finite: that never travels."""
+    """A JSON header and named arrays as bytes, float32 or else float64. Raises UpdateRejected if a number is not finite: that never travels."""
     parts: list[bytes] = []
     shapes: list[tuple[str, str, tuple[int, ...]]] = []
-    for name, array in arrays.items():
-        array = np.ascontiguousarray(array, dtype="<f8")
+    version = PROTOCOL
+    for name, given in arrays.items():
+        kind = "<f4" if np.asarray(given).dtype == np.float32 else "<f8"
+        version = NARROW if kind == "<f4" else version
+        array = np.ascontiguousarray(given, dtype=kind)
         if not np.isfinite(array).all():
             raise UpdateRejected(
                 f"expected finite numbers in '{name}', found NaN or infinity: a smaller learning rate may help"
             )
-        shapes.append((name, "<f8", array.shape))
+        shapes.append((name, kind, array.shape))
         parts.append(array.tobytes())
     text = json.dumps({**header, "arrays": shapes}, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-(PREFIX.size + len(text)) % 8)  # the arrays start where a processor likes to read them
-    return b"".join([PREFIX.pack(MAGIC, PROTOCOL, len(text)), text, *parts])
+    return b"".join([PREFIX.pack(MAGIC, version, len(text)), text, *parts])
 
 
 def unpack(data: bytes, largest: int = LARGEST_MESSAGE) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Header and arrays of `data`; every array is finite float64 of its stated shape, and no byte is left over."""
+    """Header and arrays of `data`; every array is finite, of its stated type and shape, and no byte is left over."""
     if len(data) > largest:
         raise UpdateRejected(f"expected a message of at most {largest} bytes, found {len(data)}: it was refused unread")
     if len(data) < PREFIX.size:
@@ -152,9 +159,9 @@ def unpack(data: bytes, largest: int = LARGEST_MESSAGE) -> tuple[dict[str, Any],
     magic, protocol, length = PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise UpdateRejected("expected a Fedrounds message, found other bytes: it was refused")
-    if protocol != PROTOCOL:
+    if protocol not in (PROTOCOL, NARROW):
         raise UpdateRejected(
-            f"expected message version {PROTOCOL}, found {protocol}: install the same Fedrounds at coordinator and sites"
+            f"expected message version {PROTOCOL} or {NARROW}, found {protocol}: install the same Fedrounds at coordinator and sites"
         )
     if length > LARGEST_HEADER or PREFIX.size + length > len(data):
         raise UpdateRejected(
@@ -163,13 +170,13 @@ def unpack(data: bytes, largest: int = LARGEST_MESSAGE) -> tuple[dict[str, Any],
     header = _header(data[PREFIX.size : PREFIX.size + length])
     arrays: dict[str, Array] = {}
     start = PREFIX.size + length
-    for name, shape in _shapes(header.pop("arrays", None)):
-        size = 8 * prod(shape)
+    for name, kind, shape in _shapes(header.pop("arrays", None), protocol):
+        size = int(kind[2:]) * prod(shape)
         if start + size > len(data):
             raise UpdateRejected(
                 f"expected {size} bytes for array {name[:40]!r} {shape}, found {len(data) - start}: the message was cut short"
             )
-        array = np.frombuffer(data, "<f8", prod(shape), start).reshape(shape)
+        array = np.require(np.frombuffer(data, kind, prod(shape), start), requirements="A").reshape(shape)
         if not np.isfinite(array).all():
             raise UpdateRejected(
                 f"expected finite numbers in array {name[:40]!r}, found NaN or infinity: it was refused"
@@ -196,25 +203,30 @@ def _header(text: bytes) -> dict[str, Any]:
     return cast(dict[str, Any], header)
 
 
-def _shapes(listed: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes as the header lists them, each checked before a byte of an array is read."""
+def _shapes(listed: Any, version: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Names, types and shapes as the header lists them, each checked before a byte of an array is read."""
+    kinds = ("<f8",) if version == PROTOCOL else ("<f8", "<f4")
     if not isinstance(listed, list):
         raise UpdateRejected("expected a list of arrays in the header, found none: the message was refused")
-    shapes: list[tuple[str, tuple[int, ...]]] = []
+    shapes: list[tuple[str, str, tuple[int, ...]]] = []
     for entry in cast(list[Any], listed):
         match entry:
-            case [str(name), "<f8", list()] if _plain(cast(list[Any], entry[2])):
-                shapes.append((name, tuple(cast(list[int], entry[2]))))
+            case [str(name), str(dtype), list()] if dtype in kinds and _plain(cast(list[Any], entry[2])):
+                shapes.append((name, dtype, tuple(cast(list[int], entry[2]))))
             case [str(name), str(dtype), list()]:
                 raise UpdateRejected(
-                    f"expected array {name[:40]!r} as <f8 with a plain shape, found {dtype[:20]!r} or another shape: it was refused"
+                    f"expected array {name[:40]!r} as {' or '.join(kinds)} with a plain shape, found {dtype[:20]!r} or another shape: it was refused"
                 )
             case _:
                 raise UpdateRejected(
                     "expected arrays listed as [name, dtype, shape], found another form: the message was refused"
                 )
-    if len({name for name, _ in shapes}) != len(shapes):
+    if len({name for name, *_ in shapes}) != len(shapes):
         raise UpdateRejected("expected each array once, found a name twice: the message was refused")
+    if version == NARROW and all(kind == "<f8" for _, kind, _ in shapes):
+        raise UpdateRejected(
+            f"expected message version {PROTOCOL} where no array is <f4, found {NARROW}: the message was refused"
+        )
     return shapes
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedrounds.core.algorithm import Folded, Scores, Sums
+from fedrounds.core.codec import foreign, narrow, widen
 from fedrounds.core.errors import QuorumError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
 from fedrounds.core.messages import Ask, Reply, Request
@@ -108,7 +109,7 @@ def _ask(
     refused: Mapping[str, str],
     factors: Mapping[str, float],
 ) -> Asking:
-    payload = plan.algorithms[ask].ask(state)
+    payload = narrow(plan.algorithms[ask].ask(state), plan.study.protocol.codec)
     number = state.round + 1 if ask == "train" else state.round
     request = Request(state.study, number, state.exchange, ask, state.model_digest, payload)
     return Asking(state, request, sites, quorum, refused, factors)
@@ -125,6 +126,8 @@ def _accepted(
     last = ""
     for reply in replies:
         check(reply, asking.request, asking.sites, shapes)
+        if said := foreign(reply.arrays, plan.study.protocol.codec):
+            raise UpdateRejected(f"{said} from site '{reply.site}': its study file is another one, or its Fedrounds is")
         if reply.site <= last:
             raise UpdateRejected(f"expected one reply a site, in site order, found '{reply.site}' after '{last}'")
         last = reply.site
@@ -133,7 +136,8 @@ def _accepted(
             continue
         answered.append(reply.site)
         factor = asking.factors.get(reply.site)
-        yield reply.site, reply.arrays if factor is None else {**reply.arrays, "factor": np.array(factor)}
+        sums = widen(reply.arrays)
+        yield reply.site, sums if factor is None else {**sums, "factor": np.array(factor)}
     if len(answered) < asking.quorum:
         reasons = (
             "; ".join(f"{site}: {reason}" for site, reason in sorted(refused.items())) or "the others did not answer"

@@ -323,6 +323,17 @@ class Algorithm(Frozen):
         return parts
 
 
+# --- the wire ---------------------------------------------------------------------------------------------------------
+
+Codec = Literal["float64", "float32"]
+
+
+class Wire(Frozen):
+    """How messages are written. `codec = "float32"` halves the bytes of training and rounds parameters and updates to a relative 2^-24."""
+
+    codec: Codec = "float64"
+
+
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +353,7 @@ class Study(Frozen):
     model: Model
     algorithm: Algorithm
     weights: Literal["patients", "uniform"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = "patients"
+    protocol: Wire = Wire()
 
     @model_validator(mode="after")
     def _composes(self) -> Self:
@@ -374,6 +386,8 @@ class Study(Frozen):
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical protocol. A default written out is the same protocol, and so is other prose about it."""
-        protocol = self.model_dump(mode="json", exclude={"title", "note"})
+        prose = {"title", "note"}
+        later = {"protocol"} if self.protocol == Wire() else set[str]()  # studies older than this key keep their digest
+        protocol = self.model_dump(mode="json", exclude=prose | later)
         canonical_json = json.dumps(protocol, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical_json.encode()).hexdigest()

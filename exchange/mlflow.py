@@ -101,8 +101,8 @@ class Artifacts:
 
     def change_password(self, new: str) -> None:
         """Give the user another password: what the old one is told to opens nothing any more."""
-        user, _ = self._credentials
-        self._ask("PATCH", PASSWORD, json={"username": user, "password": new})
+        user, old = self._credentials
+        self._ask("PATCH", PASSWORD, json={"username": user, "current_password": old, "password": new})
         self._credentials = user, new
         self._http.auth = self._credentials
 

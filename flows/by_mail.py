@@ -17,7 +17,7 @@ from fedrounds.tasks.verdict import Verdict
 async def carried(run: Correspondence, asking: Asking) -> list[bytes]:
     """The replies to an open exchange. Too few at the deadline: the question is asked again, under a new number."""
     for left in reversed(range(run.folder.operations.federation.attempts)):
-        replies = await answers(run, run.question(asking.request), asking.sites)
+        replies = await answers(run, run.question(asking), asking.sites)
         if len(replies) >= asking.quorum or not left:
             return replies
         run.unanswered(asking.request, len(replies), asking.quorum)
@@ -26,14 +26,15 @@ async def carried(run: Correspondence, asking: Asking) -> list[bytes]:
 
 async def verdicts(run: Correspondence) -> list[Verdict]:
     """What each hospital's gate says of its data. Raises QuorumError where too few say anything; it is in the ledger first."""
-    sites, quorum = sorted(run.wards), run.folder.operations.quorum_of(len(run.wards))
+    asking = run.gate()
+    sites, quorum = asking.sites, asking.quorum
     for left in reversed(range(run.folder.operations.federation.attempts)):
-        findings = await answers(run, run.question(run.gate_request()), sites)
+        findings = await answers(run, run.question(asking), asking.sites)
         found = run.found(findings)
         if len(found) >= quorum:
             return [found[name] for name in sorted(found)]
         if left:
-            run.unanswered(run.gate_request(), len(found), quorum)
+            run.unanswered(asking.request, len(found), quorum)
     unheard = spoken(run.unheard(findings))
     run.failed(
         QuorumError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from httpx import HTTPError
+from httpx import HTTPError, HTTPStatusError
 from prefect import Task, flow, get_client, tags, task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -22,7 +22,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from fedrounds.core.errors import ServiceError
+from fedrounds.core.errors import ServiceError, StateError
 from fedrounds.core.messages import Ask
 from fedrounds.core.round import Asking
 from fedrounds.flows import by_mail
@@ -73,6 +73,10 @@ async def carry(run: Run, more: int = 0) -> None:
         remember(run)
         run.ledger.note("finished", run.visit)  # nothing is left to do, now that Prefect shows it as completed
     except HTTPError as error:
+        if isinstance(error, HTTPStatusError) and error.response.status_code in (401, 403):
+            raise StateError(
+                "expected Prefect's server to let this run in, found that it does not: set PREFECT_API_AUTH_STRING as its operator says"
+            ) from None
         raise ServiceError(
             f"expected Prefect's server to answer, found {type(error).__name__} after round {run.state.round}: run again to go on from there"
         ) from None
@@ -178,7 +182,9 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
 async def carried(run: Run, asking: Asking, carry: Task[..., Any]) -> list[bytes]:
     """The replies of the sites of this process to an open exchange."""
     request, number = request_bytes(asking), asking.request.round
-    return [reply for group in run.groups(asking.sites) for reply in await do(run, carry, group, request, number)]
+    groups = run.groups(asking.sites)
+    run.send(groups, request)
+    return [reply for group in groups for reply in await do(run, carry, group, request, number)]
 
 
 @task(name="finish", task_run_name="baselines and reports", persist_result=False, cache_policy=NO_CACHE)

@@ -1,6 +1,6 @@
 """One study's ledger: what closed, what failed, who runs it.
 
-    ledger = Ledger.open(Path("state/ledger.db"))
+    ledger = Ledger.open(Path("state/ledger.db"))      # or "postgresql://…?study=NAME", see `postgres`
     lineage = ledger.begin(study)
     ledger.acquire()
     head = ledger.head()                              # None before the first visit
@@ -10,7 +10,9 @@ Guarantees:
     * a visit is wholly in the ledger or not at all: one transaction, whenever the process is killed or the power fails;
     * a visit is committed once: `commit` names the head that it continues from, and of two committers the second is refused;
     * one runner at a time: a lease, free again the moment its process is dead;
-    * any number of processes and threads may read while one writes; writers wait for each other.
+    * any number of processes and threads may read while one writes; writers wait for each other;
+    * a server that went away is a ServiceError: nothing is lost, and the same call may be made again when it is back. Only `act` is for a
+      person to repeat, who looks first whether it was recorded.
 """
 
 from __future__ import annotations
@@ -22,41 +24,50 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sqlalchemy import Connection, Select, func, insert, select, true
+from sqlalchemy import Connection, func, insert, select, true
 
 from fedrounds.core import state as states
-from fedrounds.core.errors import StateError
+from fedrounds.core.errors import ServiceError, StateError
 from fedrounds.core.operations import Operations
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
-from fedrounds.ledger import lease, schema, sqlite
+from fedrounds.ledger import attempts, lease, schema, sqlite
+from fedrounds.ledger.attempts import Attempts
 from fedrounds.ledger.database import Database, put
+from fedrounds.ledger.queries import ENTRY, is_last, last, lineage_of, newest
 from fedrounds.ledger.rows import Act, Decision, Entry, Failure, Head, Lineage, Verdict, Visit
 from fedrounds.ledger.standing import Standing, standing
 
 ACTS_HELD = "acts in MLflow"  # the note of the last act that MLflow holds
 
 
-class Ledger:
+class Ledger(Attempts):
     """A study's ledger. Times are Unix seconds.
 
-    Every method raises StateError if the database cannot be used. Threads may share one ledger, processes may not: each opens its own.
+    Every method raises StateError if the database cannot be used, and ServiceError if its server does not answer.
+    Threads may share one ledger, processes may not: each opens its own.
     """
 
     def __init__(self, database: Database) -> None:
-        """Use `open` for a file."""
+        """Use `open`."""
         self._database = database
         self._owner = uuid.uuid4().hex
+        self._unanswered = ""  # the fingerprint of the visit whose commit the server left without an answer
         self._lease_s = 0.0  # above 0 while this ledger has the lease
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """The ledger in the file `path`, which is created if it is absent.
+    def open(cls, where: Path | str) -> Self:
+        """The ledger in a file, or at an address `postgresql://…`; it is created if it is absent, and brought up to date if it is older.
 
         Raises:
-            StateError: the file cannot be made, is not a ledger, or was written by another release; it is left as it was.
+            StateError: it cannot be made, is not a ledger, or was written by a newer release; it is left as it was.
+            ServiceError: the server does not answer.
         """
-        return cls(sqlite.database(path))
+        if isinstance(where, str) and "://" in where:
+            from fedrounds.ledger import postgres
+
+            return cls(postgres.database(where))
+        return cls(sqlite.database(Path(where)))
 
     def close(self) -> None:
         """Give the connections back; the last one to leave folds the write-ahead log into the file."""
@@ -77,7 +88,7 @@ class Ledger:
             StateError: the ledger holds another protocol.
         """
         with self._database.write() as connection:
-            lineage = _lineage(connection)
+            lineage = lineage_of(connection)
             if lineage is None:
                 lineage = Lineage(study.name, study.digest, uuid.uuid4().hex, time.time())
                 row = {"id": schema.ONLY, "protocol": study.model_dump(mode="json"), **asdict(lineage)}
@@ -92,7 +103,7 @@ class Ledger:
     def lineage(self) -> Lineage | None:
         """The lineage in this ledger, None before `begin`."""
         with self._database.read() as connection:
-            return _lineage(connection)
+            return lineage_of(connection)
 
     def study(self) -> Study:
         """The protocol that `begin` wrote. Raises StateError before that."""
@@ -106,10 +117,10 @@ class Ledger:
         """The version of `operations`; a new one, holding from `from_round`, if they differ from the last."""
         found = operations.model_dump(mode="json")
         with self._database.write() as connection:
-            last = connection.execute(_last(schema.operations.c.version, schema.operations)).first()
-            if last and last.operations == found:
-                return last.version
-            version = last.version + 1 if last else 1
+            before = connection.execute(last(schema.operations.c.version, schema.operations)).first()
+            if before and before.operations == found:
+                return before.version
+            version = before.version + 1 if before else 1
             connection.execute(
                 insert(schema.operations).values(version=version, from_round=from_round, operations=found)
             )
@@ -118,19 +129,23 @@ class Ledger:
     def operations(self) -> dict[str, Any]:
         """The operations that hold now, as plain JSON; empty before the first are noted."""
         with self._database.read() as connection:
-            last = connection.execute(_last(schema.operations.c.version, schema.operations)).first()
-        return dict(last.operations) if last else {}
+            before = connection.execute(last(schema.operations.c.version, schema.operations)).first()
+        return dict(before.operations) if before else {}
 
     # --- visits -------------------------------------------------------------------------------------------------------
 
     def head(self) -> Head | None:
         """The last visit's number and the state that it left, None before the first."""
         with self._database.read() as connection:
-            row = connection.execute(_last(schema.visits.c.visit, schema.visits)).first()
+            row = connection.execute(last(schema.visits.c.visit, schema.visits)).first()
         return Head(row.visit, self._load(row)) if row else None
 
     def commit(self, after: int, visit: Visit) -> int:
-        """Write a closed visit, all of it in one transaction, and renew the lease.
+        """Write a closed visit, all of it in one transaction, renew the lease and close the open attempt.
+
+        If the server went away in the act of closing the transaction, nobody here knows on which side of it. The same call then finds out:
+        what this very object sent, to the bit, and finds as the last visit is what it committed, since no other could have sent it with
+        this `started` while the lease was ours. Any other twin of the last visit is refused, as it was another runner's.
 
         Args:
             after: the head that the visit continues from, 0 for none.
@@ -140,46 +155,66 @@ class Ledger:
 
         Raises:
             StateError: another runner committed in between, or took the lease; nothing was written.
+            ServiceError: the server went away; call again with the same visit.
         """
         state, number = states.dump(visit.state), after + 1
-        with self._database.write() as connection:
-            self._refuse_unless_mine(connection, after, visit)
-            row = {name: getattr(visit, name) for name in ("round", "ask", "base", "suite_hash", "operations_version")}
-            row |= {"visit": number, "record": dict(visit.record), "started": visit.started, "committed": time.time()}
-            row |= {"model": visit.state.model_digest, "checksum": hashlib.sha256(state).hexdigest(), "state": state}
-            connection.execute(insert(schema.visits).values(row))
-            if visit.verdicts:
-                found = visit.verdicts.items()
-                verdicts = [{"site": site, "passed": it.passed, "verdict": dict(it.verdict)} for site, it in found]
-                connection.execute(insert(schema.verdicts), [{"visit": number} | verdict for verdict in verdicts])
-            if visit.promotions:
-                connection.execute(
-                    insert(schema.promotions), [asdict(decision) | {"visit": number} for decision in visit.promotions]
-                )
+        row = {name: getattr(visit, name) for name in ("round", "ask", "base", "suite_hash", "operations_version")}
+        row |= {"visit": number, "record": dict(visit.record), "started": visit.started}
+        row |= {"model": visit.state.model_digest, "checksum": hashlib.sha256(state).hexdigest()}
+        more = [sorted(visit.verdicts.items()), [asdict(decision) for decision in visit.promotions]]
+        fingerprint = hashlib.sha256(repr([sorted(row.items()), more]).encode()).hexdigest()
+        try:
+            with self._database.write() as connection:
+                if self._unanswered == fingerprint and is_last(connection, row):
+                    self._unanswered = ""
+                    return number
+                self._refuse_unless_mine(connection, after, visit)
+                connection.execute(insert(schema.visits).values(row | {"committed": time.time(), "state": state}))
+                if visit.verdicts:
+                    found = visit.verdicts.items()
+                    verdicts = [{"site": site, "passed": it.passed, "verdict": dict(it.verdict)} for site, it in found]
+                    connection.execute(insert(schema.verdicts), [{"visit": number} | verdict for verdict in verdicts])
+                if visit.promotions:
+                    connection.execute(
+                        insert(schema.promotions),
+                        [asdict(decision) | {"visit": number} for decision in visit.promotions],
+                    )
+                attempts.close(connection, "committed", self._database.now(connection))
+        except ServiceError:
+            self._unanswered = fingerprint
+            raise
+        self._unanswered = ""
         return number
 
     def fail(self, round: int, reason: str, started: float, ask: str = "train") -> None:
-        """Record a try that did not close. Nothing else changes: the next try continues from the same head."""
+        """Record a try that did not close, and close the open attempt. Nothing else changes: the next try continues from the same head.
+
+        The try that began at `started` is recorded once, so a call whose answer was lost may be repeated.
+        """
         with self._database.write() as connection:
-            visit = _newest(connection) + 1
-            tries = select(func.count()).select_from(schema.failures).where(schema.failures.c.visit == visit)
-            failure = Failure(visit, connection.scalar(tries) + 1, round, ask, reason, started, time.time())
-            connection.execute(insert(schema.failures).values(asdict(failure)))
+            self._hold(connection)
+            visit = newest(connection) + 1
+            told = {"visit": visit, "round": round, "ask": ask, "reason": reason, "started": started}
+            before = connection.execute(last(schema.failures.c.attempt, schema.failures).filter_by(visit=visit)).first()
+            if before is None or any(before._mapping[name] != value for name, value in told.items()):
+                number = before.attempt + 1 if before else 1
+                connection.execute(insert(schema.failures).values(told | {"attempt": number, "failed": time.time()}))
+            attempts.close(connection, "failed", self._database.now(connection))
 
     def visits(self, after: int = 0, limit: int | None = None, ask: str | None = None) -> list[Entry]:
         """The visits later than `after`, in order, at most `limit`; of one kind only if `ask` says so."""
         kind = schema.visits.c.ask == ask if ask else true()
         with self._database.read() as connection:
             rows = connection.execute(
-                select(*_ENTRY).where(schema.visits.c.visit > after, kind).order_by(schema.visits.c.visit).limit(limit)
+                select(*ENTRY).where(schema.visits.c.visit > after, kind).order_by(schema.visits.c.visit).limit(limit)
             )
             return [Entry(**row) for row in rows.mappings()]
 
     def progress(self, besides: str = "") -> Entry | None:
         """The last visit, or the last that did not ask for `besides`, without its state: cheap enough to ask several times a second."""
         with self._database.read() as connection:
-            last = _last(schema.visits.c.visit, *_ENTRY).where(schema.visits.c.ask != besides)
-            row = connection.execute(last).mappings().first()
+            found = last(schema.visits.c.visit, *ENTRY).where(schema.visits.c.ask != besides)
+            row = connection.execute(found).mappings().first()
         return Entry(**row) if row else None
 
     def state(self, visit: int) -> RunState:
@@ -221,10 +256,10 @@ class Ledger:
             StateError: another runner took the lease; nothing was written.
         """
         with self._database.write() as connection:
-            lease.renew(connection, self._owner, self._lease_s, self._database.where)
+            self._renew(connection)
             number = (connection.scalar(select(func.max(schema.acts.c.number))) or 0) + 1
             model = connection.scalar(select(schema.promotions.c.model).where(schema.promotions.c.round == round))
-            done = Act(number, _newest(connection), time.time(), act, round, model or "", reason, by)
+            done = Act(number, newest(connection), time.time(), act, round, model or "", reason, by)
             connection.execute(insert(schema.acts).values(asdict(done)))
         return done
 
@@ -253,29 +288,6 @@ class Ledger:
                 f"expected round {round} in the ledger {self._database.where}, found none: see `fedrounds status`"
             )
         return found
-
-    # --- attempts (a shim until the tables are there) -------------------------------------------------------------------
-
-    def open_attempt(self, after: int, asking: bytes, deadline: float) -> int:
-        number = (self.noted("attempt") or 0) + 1
-        self.note("attempt", number)
-        return number
-
-    def note_reply(
-        self,
-        attempt: int,
-        exchange: int,
-        site: str,
-        digest: str,
-        outcome: str,
-        reason: str,
-        bytes_in: int,
-        bytes_out: int,
-    ) -> None:
-        rows = self.noted("replies") or []
-        key = [attempt, exchange, site, digest]
-        if key not in [row[:4] for row in rows]:
-            self.note("replies", [*rows, [*key, outcome, reason, bytes_in, bytes_out]][-500:])
 
     # --- the projector ------------------------------------------------------------------------------------------------
 
@@ -311,15 +323,15 @@ class Ledger:
         Raises:
             StateError: another runner works on the study.
         """
-        now = time.time()
         with self._database.write() as connection:
-            lease.take(connection, self._owner, lease_s, self._database.where, now)
+            now, shared = self._database.now(connection), self._database.shared
+            lease.take(connection, self._owner, lease_s, self._database.where, now, shared)
         self._lease_s = lease_s
 
     def renew(self) -> None:
         """Start the lease afresh. Raises StateError if another runner took it over, and if it was never acquired."""
         with self._database.write() as connection:
-            lease.renew(connection, self._owner, self._lease_s, self._database.where)
+            self._renew(connection)
 
     def release(self) -> None:
         """Let the next runner in; does nothing without the lease."""
@@ -342,19 +354,25 @@ class Ledger:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _refuse_unless_mine(self, connection: Connection, after: int, visit: Visit) -> None:
-        newest, lineage = _newest(connection), _lineage(connection)
+        found, lineage = newest(connection), lineage_of(connection)
         if lineage is None or lineage.digest != visit.state.study:
-            found = lineage.digest[:12] if lineage else "none"
+            begun = lineage.digest[:12] if lineage else "none"
             raise StateError(
-                f"expected study digest {visit.state.study[:12]} in the ledger {self._database.where}, found {found}: begin the study first"
+                f"expected study digest {visit.state.study[:12]} in the ledger {self._database.where}, found {begun}: begin the study first"
             )
-        if newest != after:
+        if found != after:
             raise StateError(
-                f"expected visit {after} as the last in {self._database.where}, found visit {newest}: another runner works on this study; "
+                f"expected visit {after} as the last in {self._database.where}, found visit {found}: another runner works on this study; "
                 "nothing was written, end one of them"
             )
+        self._hold(connection)
+
+    def _hold(self, connection: Connection) -> None:
         if self._lease_s:
-            lease.renew(connection, self._owner, self._lease_s, self._database.where)
+            self._renew(connection)
+
+    def _renew(self, connection: Connection) -> None:
+        lease.renew(connection, self._owner, self._lease_s, self._database.where, self._database.now(connection))
 
     def _load(self, row: Any) -> RunState:
         if hashlib.sha256(row.state).hexdigest() != row.checksum:
@@ -363,19 +381,3 @@ class Ledger:
                 "restore the ledger from a copy"
             )
         return states.load(row.state)
-
-
-_ENTRY = [column for column in schema.visits.c if column.name not in ("state", "checksum")]
-
-
-def _last(key: Any, *columns: Any) -> Select[Any]:
-    return select(*columns).order_by(key.desc()).limit(1)
-
-
-def _newest(connection: Connection) -> int:
-    return connection.scalar(select(func.max(schema.visits.c.visit))) or 0
-
-
-def _lineage(connection: Connection) -> Lineage | None:
-    row = connection.execute(select(schema.study)).first()
-    return Lineage(row.name, row.digest, row.lineage, row.created) if row else None

@@ -109,3 +109,36 @@ class Head:
 
     visit: int
     state: RunState
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Requests that went out for `visit`; its number is used once. `asking` is empty once it has closed."""
+
+    number: int
+    visit: int
+    round: int
+    exchange: int
+    opened: float
+    deadline: float
+    closed: float | None
+    outcome: Literal["", "committed", "failed"]
+    asking: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came in from a site for an attempt, and what became of it: only what was `taken` is in a model.
+
+    `declined` is the site's own refusal, `refused` ours. `digest` is that of the message; the bytes are as they travelled.
+    """
+
+    attempt: int
+    exchange: int
+    site: str
+    digest: str
+    outcome: Literal["taken", "declined", "late", "refused"]
+    reason: str = ""
+    bytes_in: int = 0  # to the site
+    bytes_out: int = 0  # from it
+    received: float = 0.0  # set by the ledger

@@ -3,17 +3,17 @@
 Rows of visits, failures, promotions, acts, verdicts and operations are only ever added. What changes in time (the lease, notes, flow runs)
 has its own table, so that a visit's state, the one large column, is written once: SQLite rewrites a whole row to change a bit of it.
 
-To change a table: raise VERSION and teach `upgrade` to bring the version before it up to date.
+To change a table: raise VERSION and write `migrations/version_N.py`, which brings the version before it up to date. A test holds a ledger that
+was migrated step by step to one that was made at once; so a new column goes to its table's end.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import (
-    DDL,
     JSON,
+    BigInteger,
     Boolean,
     Column,
-    Connection,
     Double,
     ForeignKey,
     Integer,
@@ -24,9 +24,8 @@ from sqlalchemy import (
     Text,
     false,
 )
-from sqlalchemy.schema import CreateColumn
 
-VERSION = 2  # 2: acts of people, and decisions that wait for one
+VERSION = 3  # 2: acts of people, and decisions that wait for one; 3: attempts, and what came in for them
 ONLY = 1  # the key of a table with one row
 
 metadata = MetaData()
@@ -130,6 +129,36 @@ failures = Table(
     Column("failed", Double, nullable=False),
 )
 
+# Requests that went out to sites: 1, 2, 3… over the whole ledger, whatever became of them, so that no number is used twice.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("visit", Integer, nullable=False),  # that it would close
+    Column("round", Integer, nullable=False),
+    Column("exchange", Integer, nullable=False),
+    Column("opened", Double, nullable=False),
+    Column("deadline", Double, nullable=False),
+    Column("closed", Double),  # empty while it is open
+    Column("outcome", String, nullable=False),  # committed or failed; empty while it is open
+    Column("asking", LargeBinary, nullable=False),  # `core.asking`; emptied when it closes
+)
+
+# What came in for an attempt, one row a message and site however often it came.
+replies = Table(
+    "replies",
+    metadata,
+    Column("attempt", Integer, ForeignKey("attempts.attempt"), primary_key=True),
+    Column("exchange", Integer, primary_key=True, autoincrement=False),
+    Column("site", String, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Column("received", Double, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("bytes_in", BigInteger, nullable=False),
+    Column("bytes_out", BigInteger, nullable=False),
+)
+
 lease = Table(
     "lease",
     metadata,
@@ -143,11 +172,3 @@ lease = Table(
 )
 
 notes = Table("notes", metadata, Column("key", String, primary_key=True), Column("value", JSON, nullable=False))
-
-
-def upgrade(connection: Connection, found: int) -> None:
-    """Bring the tables of version `found` up to date, inside the caller's transaction: nothing that was written is changed."""
-    if found < 2:
-        column = CreateColumn(promotions.c.pending).compile(dialect=connection.dialect)
-        connection.execute(DDL(f"ALTER TABLE {promotions.name} ADD COLUMN {column}"))
-        acts.create(connection)

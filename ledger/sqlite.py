@@ -1,4 +1,4 @@
-"""A ledger in a SQLite file: the only lines that PostgreSQL would not take."""
+"""A ledger in a SQLite file. `postgres` is its like for a server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
 from fedrounds.core.errors import StateError
-from fedrounds.ledger.database import Database
+from fedrounds.ledger.database import Database, Dialect, Fault
 
 BUSY_S = 30  # how long a writer waits for another
 
@@ -31,8 +31,18 @@ def database(path: Path) -> Database:
             f"expected a folder for the ledger at {path.parent}, found: {error.strerror}: choose a state folder that can be written"
         ) from None
     engine = _engine(path)
+    dialect = Dialect(
+        str(path),
+        engine,
+        engine.execution_options(begin="BEGIN IMMEDIATE"),
+        lambda _: None,  # BEGIN IMMEDIATE has the file
+        lambda _: time.time(),
+        False,
+        _fault,
+        "check the folder's rights and free space, and that the file is a ledger",
+    )
     try:
-        opened = Database(engine, str(path))
+        opened = Database(dialect)
         with opened.one_line():
             _log_ahead(engine)  # after the look inside: it changes the file
     except BaseException:
@@ -50,7 +60,7 @@ def _engine(path: Path) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         connect_args={"timeout": BUSY_S, "check_same_thread": False},
-        json_serializer=_json,
+        json_serializer=to_json,
     )
 
     @event.listens_for(engine, "connect")
@@ -83,5 +93,10 @@ def _log_ahead(engine: Engine) -> None:
             time.sleep(0.01)
 
 
-def _json(value: Any) -> str:
+def _fault(error: DBAPIError) -> Fault:
+    return "bug" if isinstance(error, IntegrityError | ProgrammingError) else "wrong"
+
+
+def to_json(value: Any) -> str:
+    """How values become JSON, in either database."""
     return json.dumps(value, allow_nan=False)  # NaN is no JSON: PostgreSQL and every other reader would refuse it

@@ -11,6 +11,7 @@ from fedrounds.reports import charts
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.result import error, figure, plain, size, when
+from fedrounds.reports.traffic import grid
 from fedrounds.reports.words import SMALLEST, count
 
 NOT_FOR_USE = (
@@ -213,7 +214,7 @@ def _told(value: Any) -> str:
 
 
 def traffic(of: Evidence) -> Markup | None:
-    """Bytes each way, by hospital: in all, and the least and the most of a training round."""
+    """Bytes each way, by hospital: in all, the least and the most of a training round, and the newest visits one by one."""
     each: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
     for visit in of.visits:
         for site, values in (visit.record.get("sites") or {}).items():
@@ -227,7 +228,8 @@ def traffic(of: Evidence) -> Markup | None:
     total = [sum(found[way] for it in each.values() for found in it) for way in (1, 2)]
     rows.append(("all hospitals", size(total[0]), size(total[1]), "–", "–"))
     head = ("Hospital", "Sent to it", "Sent by it", "To it, a training round", "By it, a training round")
-    return table(head, rows, "Bytes that crossed each hospital's wall, over all visits; by round: the table of rounds")
+    told = table(head, rows, "Bytes that crossed each hospital's wall, over all visits; by round: the table of rounds")
+    return tag("div", told, grid(of))
 
 
 def _range(found: Sequence[tuple[str, int, int]], way: int) -> str:

@@ -11,7 +11,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedrounds.core.asking import dump
 from fedrounds.core.messages import Finding, Request, decode
+from fedrounds.core.round import Asking
+from fedrounds.ledger import Receipt
 from fedrounds.tasks.acts import present
 from fedrounds.tasks.desk import Desk, Question
 from fedrounds.tasks.run import Run
@@ -29,9 +32,6 @@ class Correspondence(Run):
 
     wards: dict[str, Desk]  # type: ignore[assignment]
 
-    def baselines(self) -> None:
-        """Nobody has all the rows to compare with."""
-
     def resume(self) -> None:
         """Go on from the ledger after something went away: what was under way is asked again.
 
@@ -47,19 +47,22 @@ class Correspondence(Run):
 
     # --- one question -------------------------------------------------------------------------------------------------
 
-    def question(self, request: Request) -> Question:
-        """The request under a number of its own, which is in the ledger before anybody hears of it."""
+    def question(self, asking: Asking) -> Question:
+        """An open exchange under a number of its own, which is in the ledger before anybody hears of it."""
         deadline = time.time() + self.folder.operations.federation.deadline_s
-        number = self.ledger.open_attempt(self.visit, b"", deadline)
+        self.ledger.drop_attempt()  # of a run that died, or of the exchange before: nothing of it is needed
+        opened = self.ledger.open_attempt(self.visit, dump(asking), deadline)
         self._looked_at = {name: set[str]() for name in self.wards}
-        self.asked = Question(self.visit + 1, number, request, deadline)
+        self.asked = Question(self.visit + 1, opened.number, asking.request, deadline)
         return self.asked
 
-    def gate_request(self) -> Request:
+    def gate(self) -> Asking:
         """With what every run begins: do the data of each hospital pass its gate?"""
-        return Request(self.state.study, self.state.round, 0, "gate", self.state.model_digest, {})
+        request = Request(self.state.study, self.state.round, 0, "gate", self.state.model_digest, {})
+        sites = tuple(sorted(self.wards))
+        return Asking(self.state, request, sites, self.folder.operations.quorum_of(len(sites)))
 
-    def send(self, question: Question, sites: Sequence[str]) -> None:
+    def post(self, question: Question, sites: Sequence[str]) -> None:
         """Clear each mailbox of what is over, and put the question into it."""
         for name in sites:
             self._clear(name, question)
@@ -75,16 +78,17 @@ class Correspondence(Run):
         for left in self.wards[name].sweep(None if all_of_it else question):
             number, exchange = question.number_of(left), int(left.phase.rpartition("-")[2])
             if number > 0:  # else a name that no question ever had
-                self.ledger.note_reply(number, exchange, name, left.digest, "late", LATE, 0, 0)
+                self.ledger.note_reply(Receipt(number, exchange, name, left.digest, "late", LATE))
 
     def look(self, site: str, question: Question) -> bytes | None:
         """What the site has answered, None while it has not; what is no answer is written down and passed over."""
         desk, number, exchange = self.wards[site], question.attempt, question.request.exchange
         for it in desk.received(question, self._looked_at[site]):
-            outcome = "refused" if it.refused else "taken"
-            self.ledger.note_reply(number, exchange, site, it.name, outcome, it.refused, it.size, desk.bytes_in)
+            outcome = "refused" if it.refused else "declined" if it.declined else "taken"
+            reason = it.refused or it.declined
+            self.ledger.note_reply(Receipt(number, exchange, site, it.name, outcome, reason, desk.sent, it.size))
             if not it.refused:
-                desk.bytes_out = it.size
+                desk.crossed(exchange, desk.sent, it.size)
                 return it.message
         return None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from fedrounds.core import identity
+from fedrounds.core.codec import foreign
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import ENVELOPE, About
 from fedrounds.core.messages import LARGEST_HEADER, Finding, Reply, Request, decode, encode
@@ -14,6 +15,7 @@ from fedrounds.core.plan import Plan
 from fedrounds.core.round import check
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import Name, folder
+from fedrounds.tasks.traffic import Traffic
 from fedrounds.tasks.verdict import received
 
 MOST_OBJECTS = 8  # of one site in answer to one question; more are not read
@@ -51,9 +53,10 @@ class Received:
     message: bytes
     refused: str
     size: int  # bytes that came
+    declined: str = ""  # the hospital's own refusal
 
 
-class Desk:
+class Desk(Traffic):
     """One hospital of the roster.
 
     Args:
@@ -62,11 +65,12 @@ class Desk:
     """
 
     def __init__(self, name: str, mailbox: Exchange, public: bytes, key: bytes, plan: Plan) -> None:
+        super().__init__()
         self.name, self.mailbox, self.plan = name, mailbox, plan
         self._public, self._key = public, key
         self.cohort = self.rows = None  # they are at the hospital, and stay there
         self.fingerprint = self.problem = ""
-        self.bytes_in = self.bytes_out = 0  # as a ward counts them: to the site, from the site
+        self.sent = 0  # bytes of the last question, in its envelope
         self.fresh = False  # it has data that no profile has seen
 
     def __repr__(self) -> str:
@@ -75,7 +79,7 @@ class Desk:
     def ask(self, question: Question) -> None:
         """Put the question into the mailbox; again changes nothing. Raises ServiceError where the mailbox does not do its part."""
         signed = identity.sign(self._key, question.about(self.name, "request"), encode(question.request))
-        self.bytes_in = len(signed)
+        self.sent = len(signed)
         self.mailbox.put(Name.of(signed, *question.folder("request")), signed)
 
     def received(self, question: Question, known: set[str]) -> list[Received]:
@@ -97,13 +101,16 @@ class Desk:
             if signed is None:
                 raise UpdateRejected(f"expected an object at {name.folder}, found none: it was dropped")
             payload = identity.verify(self._public, question.about(self.name, "reply"), signed)
-            self._check(payload, question)
+            declined = self._checked(payload, question)
         except UpdateRejected as error:
             return Received(name.digest, b"", str(error), 0)
-        return Received(name.digest, payload, "", len(signed))
+        return Received(name.digest, payload, "", len(signed), declined)
 
-    def _check(self, payload: bytes, question: Question) -> None:
-        """Raise UpdateRejected unless the payload is an answer to the question, of this site, in the expected shape."""
+    def _checked(self, payload: bytes, question: Question) -> str:
+        """The hospital's own refusal, empty if it answered.
+
+        Raises UpdateRejected unless the payload is an answer to the question, of this site, in the expected shape.
+        """
         request = question.request
         if request.ask == "gate":
             found = decode(payload, Finding)
@@ -114,9 +121,13 @@ class Desk:
                 )
             if not found.refusal:
                 received(self.name, found.verdict)
-            return
+            return found.refusal
         shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
-        check(decode(payload, Reply), request, (self.name,), shapes)
+        reply = decode(payload, Reply)
+        check(reply, request, (self.name,), shapes)
+        if said := foreign(reply.arrays, self.plan.study.protocol.codec):
+            raise UpdateRejected(f"{said} from site '{self.name}': it was refused")
+        return reply.refusal
 
     def _largest(self, request: Request) -> int:
         """Bytes that an answer can have at most."""

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedrounds.coordinator import config as configs
+from fedrounds.coordinator import roster
 from fedrounds.coordinator.config import Config
+from fedrounds.core.errors import QuorumError
+from fedrounds.core.plan import build
+from fedrounds.exchange.exchange import Exchange
+from fedrounds.exchange.fsspec import Folder as Mail
+from fedrounds.tasks import folder as folders
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.desk import Desk
 from fedrounds.tasks.folder import Folder, State
+from fedrounds.tasks.mailboxes import public_key_of, read_key
 from fedrounds.tasks.run import Listener, opened
+
+HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -23,8 +34,59 @@ class Federation:
     config: Config
     folder: Folder
     place: State
-    desks: Mapping[str, Desk]
+
+    def desks(self) -> Mapping[str, Desk]:
+        """The hospitals that are asked. Raises QuorumError where there are fewer than the study wants."""
+        sites, plan = roster.active(self.home), build(self.folder.study)
+        quorum = self.folder.operations.quorum_of(len(sites))
+        if len(sites) < quorum or not sites:
+            raise QuorumError(
+                f"expected at least {quorum} hospitals in {self.home / 'sites'} that have joined, found {len(sites)}:"
+                " `fedrounds coordinator invite` them, `fedrounds coordinator sites` shows who has"
+            )
+        key = read_key(self.home / "keys" / "coordinator.key")
+        return {
+            name: Desk(name, self.mailbox(site.experiment), public_key_of(site.key, f"the {name}"), key, plan)
+            for name, site in sites.items()
+        }
+
+    def mailbox(self, experiment: str) -> Exchange:
+        """A hospital's mailbox, past the server: on the disk that it serves from."""
+        return Exchange(Mail(configs.mail(self.home, self.config, experiment)))
 
     def opened(self, on_visit: Listener | None, clock: Clock | None) -> AbstractContextManager[Correspondence]:
         """A run with its hospitals, which holds the study's lease."""
-        return opened(self.folder, self.place, on_visit, self.desks, clock, Correspondence)  # type: ignore[return-value]
+        return opened(self.folder, self.place, on_visit, self.desks(), clock, Correspondence)  # type: ignore[return-value]
+
+    def prefect(self) -> Mapping[str, str] | None:
+        """Settings that lead to the coordinator's Prefect server, None where it does not answer."""
+        port = self.config.ports.prefect
+        with closing(http.client.HTTPConnection(HOST, port, timeout=5)) as connection:
+            try:
+                connection.request("GET", "/api/health")
+                if connection.getresponse().status != 200:
+                    return None
+            except (OSError, http.client.HTTPException):
+                return None
+        auth = configs.read_secrets(self.home).prefect_auth
+        return {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_API_AUTH_STRING": auth}
+
+
+def read(home: Path) -> Federation:
+    """A coordinator's folder. Raises StudyError or StateError with one line."""
+    home = home.absolute()
+    config = configs.read(home)
+    folder = folders.read_protocol(home / config.study, roster.active(home))
+    password = configs.read_secrets(home).database_password
+    tracking = configs.database(home, config.tracking, password)
+    place = State(home / "state", home / "state" / folder.study.name, _ledger(home, config, folder, password), tracking)
+    return Federation(home, config, folder, place)
+
+
+def _ledger(home: Path, config: Config, folder: Folder, password: str) -> str:
+    """The ledger's address on a PostgreSQL server; empty for the file in the state folder."""
+    if "://" not in config.ledger:
+        return ""
+    from fedrounds.ledger.postgres import address
+
+    return address(configs.database(home, config.ledger, password), folder.study.name)

@@ -349,8 +349,13 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     site = request["site"]
     if site not in folder.sites:
         raise StudyError(f"expected a site of the study, found '{site}': it has {', '.join(folder.sites)}")
+    return answer(folder, site, request.get("problem"))
+
+
+def answer(folder: Folder, site: str, problem: str | None) -> dict[str, Any]:
+    """What the gate finds at a site, as a helper process says it."""
     table = sources.load(folder.sites[site].source, folder.data, site)
-    judged = judge(folder, site, table, problem=request.get("problem"))
+    judged = judge(folder, site, table, problem=problem)
     return {
         "verdict": to_json(judged.verdict),
         "fingerprint": table.fingerprint(),

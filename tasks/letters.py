@@ -21,7 +21,7 @@ from fedrounds.tasks.visit import PRIVATE
 async def post(run: Correspondence, question: Question, sites: Sequence[str], round: int) -> None:
     """Put the question into every mailbox; `round` names the task."""
     del round
-    await asyncio.to_thread(run.send, question, sites)
+    await asyncio.to_thread(run.post, question, sites)
 
 
 async def wait(run: Correspondence, group: Group, question: Question, round: int) -> list[bytes]:

@@ -14,6 +14,7 @@ from fedrounds.ledger import Ledger
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.model_card import card
 from fedrounds.reports.page import html
+from fedrounds.reports.traffic import as_csv
 
 SOFTWARE = ("fedrounds", "numpy", "scipy", "scikit-learn", "prefect", "mlflow", "great-expectations")
 
@@ -48,18 +49,19 @@ def evidence(ledger: Ledger) -> Evidence:
 
 
 def write(ledger: Ledger, file: Path) -> Evidence:
-    """Write report.html, whole or not at all; returns what it was made from.
+    """Write report.html, whole or not at all, and beside it bytes.csv (under another name: NAME.bytes.csv); returns what they were made from.
 
     Raises:
         StateError: the file cannot be written.
     """
     found = evidence(ledger)
     put(file, html(found))
+    put(file.with_name("bytes.csv" if file.name == "report.html" else f"{file.stem}.bytes.csv"), as_csv(found))
     return found
 
 
 def publish(ledger: Ledger, folder: Path) -> None:
-    """Write report.html, and the card of the model that it shows, among a run's artifacts."""
+    """Write report.html, bytes.csv, and the card of the model that it shows, among a run's artifacts."""
     found = write(ledger, folder / "report.html")
     if found.shown is not None and found.shown in found.scored:
         trained = found.trained.get(found.shown)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedrounds.core.answer import Policy
 from fedrounds.core.champion import judged
 from fedrounds.core.errors import GateHalt, QuorumError
 from fedrounds.core.messages import Ask, encode
 from fedrounds.core.plan import build
 from fedrounds.core.round import Asking, Closed, close_exchange, open_round
-from fedrounds.core.simulate import simulate
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
 from fedrounds.tasks import drift
 from fedrounds.tasks.acts import present, ungated
+from fedrounds.tasks.baselines import compare
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
@@ -30,11 +28,12 @@ from fedrounds.tasks.record import as_row, record
 from fedrounds.tasks.remembered import Remembered
 from fedrounds.tasks.verdict import Verdict, line, to_json
 from fedrounds.tasks.ward import Ward, read_reply
-from fedrounds.tasks.withheld import withheld
+
+if TYPE_CHECKING:
+    from fedrounds.tasks.dask import Crew
 
 ALONE = 32  # sites up to which each has tasks of its own
 BATCHES = 8  # tasks that carry the sites between them where there are more, at most ALONE each: a task costs more than a small site's training
-COMPARED = 64  # sites up to which each also trains alone, to compare with
 QUIET = {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
@@ -45,6 +44,11 @@ QUIET = {
 }
 
 Listener = Callable[["Run"], None]
+
+
+def batch(sites: int) -> int:
+    """How many of so many sites one task visits."""
+    return 1 if sites <= ALONE else min(ALONE, -(-sites // BATCHES))
 
 
 class Group:
@@ -74,6 +78,7 @@ class Run:
         on_visit: Listener | None,
         wards: Mapping[str, Ward] | None,
         clock: Clock | None,
+        crew: Crew | None = None,
     ) -> None:
         self.folder, self.place, self.ledger = folder, state, ledger
         self.on_visit = on_visit or (lambda _: None)
@@ -97,7 +102,8 @@ class Run:
         self.shown = 0.0  # and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
-        self._gates = Gates(folder, state.log, QUIET)
+        self._crew = crew  # of a Dask cluster, where the rows are there
+        self._gates = crew or Gates(folder, state.log, QUIET)
         self._track: Child | None = None
         self._tracking: Any = None
 
@@ -125,8 +131,13 @@ class Run:
     def groups(self, sites: Sequence[str]) -> list[Group]:
         """The sites in tasks: one each, or in batches when there are many."""
         wards = [self.wards[name] for name in sites]
-        size = 1 if len(wards) <= ALONE else min(ALONE, -(-len(wards) // BATCHES))
-        return [Group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
+        size, group = batch(len(wards)), self._crew.group if self._crew else Group
+        return [group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
+
+    def send(self, groups: Sequence[Group], request: bytes) -> None:
+        """Let sites begin with a request where they are in other processes; here a group begins when it is asked to answer."""
+        if self._crew:
+            self._crew.send(groups, request)
 
     @property
     def taking_part(self) -> list[str]:
@@ -255,36 +266,8 @@ class Run:
     # --- baselines ----------------------------------------------------------------------------------------------------
 
     def baselines(self) -> None:
-        """What each site would have alone, and what one pool of all rows would give: only where all rows are in one process.
-
-        They take over the study's statistics: a site that does not record a feature could not agree on its own. What is too few to be
-        scored in a round is too few here.
-        """
-        from fedrounds.core.evaluate import metrics, total
-
-        cohorts = {name: ward.cohort for name, ward in self.wards.items() if name in self.last["sites"] and ward.cohort}
-        rounds = self.state.round
-        known = self.ledger.noted("baselines") or {}
-        inputs = {"round": rounds, "data": {name: self.wards[name].fingerprint for name in cohorts}}
-        token = _digest(inputs)
-        if known.get("token") == token or len(cohorts) > COMPARED:
-            return
-        local: dict[str, Any] = {}
-        with withheld("to train the models to compare with"):
-            for name, cohort in cohorts.items():
-                start, policy = self.plan.start(self.state.statistics), self.wards[name].policy
-                closed = list(simulate(self.plan, {name: cohort}, rounds, state=start, policy=policy))[-1]
-                local[name] = metrics(self.plan.task, *closed.scores[name])
-            policies = {name: self.wards[name].policy for name in cohorts}
-            pooled = _pooled(self.plan, cohorts, policies, rounds, self.state.statistics)
-        table = {
-            "local": local,
-            "pooled": {name: metrics(self.plan.task, *scores) for name, scores in pooled.items()},
-            "pooled_all": metrics(self.plan.task, *total(pooled)),
-            "patients": {name: cohort.patients for name, cohort in cohorts.items()},
-            "token": token,
-        }
-        self.ledger.note("baselines", table)
+        """What each site would have alone, and what one pool of all rows would give."""
+        compare(self)
 
     # --- tracking -----------------------------------------------------------------------------------------------------
 
@@ -315,36 +298,6 @@ class Run:
         return self._track.call(self.place.told | {"finish": finish})
 
 
-def _pooled(
-    plan: Any, cohorts: dict[str, Any], policies: Mapping[str, Policy], rounds: int, statistics: Any
-) -> dict[str, tuple[Any, Any]]:
-    """Scores at each site of a model trained on all rows in one place by the same local rule."""
-    import numpy as np
-
-    from fedrounds.core.answer import handle
-    from fedrounds.core.preprocess import Cohort
-    from fedrounds.core.preprocess import encode as encode_rows
-    from fedrounds.core.round import open_round as ask
-
-    names = sorted(cohorts)
-    parts = [cohorts[name] for name in names]
-    pool = Cohort(
-        "pooled",
-        np.concatenate([c.values for c in parts]),
-        np.concatenate([c.y for c in parts]),
-        np.concatenate([c.valid for c in parts]),
-        {},
-    )
-    state = list(simulate(plan, {"pooled": pool}, rounds, state=plan.start(statistics)))[-1].state
-    request = ask(state, plan, "score", names).request
-    scores: dict[str, tuple[Any, Any]] = {}
-    for name in names:
-        rows = encode_rows(cohorts[name], plan.study, state.statistics, plan.ones)
-        reply = handle(request, {}, rows, plan, policies[name], name, plan.rng(0, name))[1]
-        scores[name] = reply.arrays["scores"], reply.arrays["histogram"]
-    return scores
-
-
 def request_bytes(asking: Asking) -> bytes:
     """The request as it travels: the same bytes for every site."""
     return encode(asking.request)
@@ -358,6 +311,7 @@ def opened(
     wards: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     kind: type[Run] | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[Run]:
     """A run that holds the study's lease, and lets go of everything at the end, whatever happens.
 
@@ -369,7 +323,7 @@ def opened(
     try:
         ledger.acquire()
         try:
-            run = (kind or Run)(folder, state, ledger, on_visit, wards, clock)
+            run = (kind or Run)(folder, state, ledger, on_visit, wards, clock, crew)
             try:
                 yield run
             finally:
@@ -378,9 +332,3 @@ def opened(
             ledger.release()
     finally:
         ledger.close()
-
-
-def _digest(value: Any) -> str:
-    import hashlib
-
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -18,18 +18,20 @@ from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.core.table import Table
 from fedrounds.sources import load
 from fedrounds.sources.site_file import SiteFile
+from fedrounds.tasks.traffic import Traffic
 from fedrounds.tasks.withheld import withheld
 
 IN_ONE_PROCESS = 10_000  # bins: nothing leaves the process, so score histograms may be as fine as the study asks
 
 
-class Ward:
+class Ward(Traffic):
     """One site: its rows, its policy, its answers."""
 
     def __init__(self, site: SiteFile, plan: Plan, data: Path, policy: Policy | None = None) -> None:
         """Args:
         policy: what binds it; by default the site file's, with score histograms as fine as the study asks.
         """
+        super().__init__()
         self.name, self.site, self.plan, self.data = site.name, site, plan, data
         self.policy = policy or site.policy.model_copy(update={"finest_bins": IN_ONE_PROCESS, "merge_scores": False})
         self.cohort: Cohort | None = None
@@ -37,7 +39,6 @@ class Ward:
         self.fingerprint = ""
         self.problem = ""  # how the table breaks the contract; such a ward takes part in nothing
         self.aside: tuple[int, ...] = ()  # rows of the table that the gate set aside, by number
-        self.bytes_in = self.bytes_out = 0
         self._memory: SiteState = {}
 
     def __repr__(self) -> str:
@@ -100,9 +101,10 @@ class Ward:
     def answer(self, request: bytes) -> bytes:
         """Answer one request."""
         with withheld(f"an answer of site '{self.name}'"):
-            self._memory, reply = self.reply(decode(request, Request), self._memory)
+            asked = decode(request, Request)
+            self._memory, reply = self.reply(asked, self._memory)
             sent = encode(reply)
-            self.bytes_in, self.bytes_out = len(request), len(sent)
+            self.crossed(asked.exchange, len(request), len(sent))
             return sent
 
     def reply(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
@@ -111,6 +113,11 @@ class Ward:
             data = self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
             rng = self.plan.rng(asked.round, self.name)
             return handle(asked, memory, data, self.plan, self.policy, self.name, rng)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps state between rounds."""
+        return bool(self._memory)
 
     def refusal(self) -> str:
         """Why the site cannot take part at all; empty if it can."""

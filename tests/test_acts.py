@@ -20,6 +20,7 @@ from fedrounds.core.operations import Operations
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
 from fedrounds.ledger import Decision, Ledger, Verdict, Visit, schema
+from fedrounds.ledger.migrations import version_2
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.run import opened
 
@@ -162,7 +163,7 @@ def test_an_upgrade_that_is_cut_short_leaves_version_1_as_it_was(tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(schema.acts, "create", pulled)
+        cut.setattr(version_2.op, "create_table", pulled)  # the new column is there by then
         with pytest.raises(KeyboardInterrupt):
             Ledger.open(path)
     assert tables(path) == before

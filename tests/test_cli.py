@@ -104,7 +104,7 @@ def test_a_run_prints_our_table_and_nothing_else(toy_study):
     assert list(table) == ["east", "north", "south", "west", "all sites"]
     assert table["all sites"][0] == "–"
     assert all(0.5 < float(value) < 1 for values in table.values() for value in values if value != "–")
-    assert [line.split()[0] for line in lines[8:]] == ["AUC", "*", "champion:", "Look"]
+    assert [line.split()[0] for line in lines[8:]] == ["AUC", "*", "champion:", "bytes:", "Look"]
     assert all(len(line) <= 80 for line in lines[:10])
     assert not FOREIGN.search(toy_study.stdout)
 

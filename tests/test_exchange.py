@@ -117,33 +117,9 @@ def scratch():
 
 
 @pytest.fixture(scope="module")
-def database(scratch):
-    """PostgreSQL on a socket file; as root it runs as Debian's user `postgres`."""
-    places = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-    initdb, postgres, createdb = (tool(name, "postgresql", *places) for name in ("initdb", "postgres", "createdb"))
-    home, log = scratch / "database", scratch / "database.log"
-    home.mkdir()
-    who = {}
-    if os.geteuid() == 0:
-        owner = pwd.getpwnam("postgres")
-        os.chown(home, owner.pw_uid, owner.pw_gid)
-        who = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
-
-    def run(*words):
-        subprocess.run(list(map(str, words)), check=True, cwd="/", stdout=subprocess.DEVNULL, timeout=60, **who)
-
-    run(initdb, "-D", home / "data", "-A", "trust", "-U", "fedrounds", "--no-sync", "-E", "UTF8", "--no-locale")
-    with log.open("wb") as said:
-        words = [postgres, "-D", home / "data", "-k", home, "-c", "listen_addresses=", "-F"]
-        server = subprocess.Popen(list(map(str, words)), cwd="/", stdout=said, stderr=said, **who)
-    try:
-        wait_for(lambda: "ready to accept" in log.read_text(), server, log, 60)
-        for name in ("mlflow", "auth"):
-            run(createdb, "-h", home, "-U", "fedrounds", name)
-        yield lambda name: f"postgresql+psycopg2://fedrounds@/{name}?host={home}"
-    finally:
-        server.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
-        server.wait(30)
+def database(postgres):
+    """The addresses of the two databases of MLflow."""
+    return {name: postgres.database(name) for name in ("mlflow", "auth")}.__getitem__
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psycopg2
 import pytest
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import StatementError
@@ -48,9 +50,26 @@ def visit(number, ask="train", **more):
     return Visit(number, ask, base, state, {"loss": 1 / number}, "suite", 1, 100.0, **more)
 
 
+names = itertools.count(1)
+
+
 @pytest.fixture
-def path(tmp_path):
+def path(ledger_at):
+    """Where a ledger will be, in a file and on a server."""
+    return ledger_at
+
+
+@pytest.fixture
+def file(tmp_path):
+    """For what only a file can go through."""
     return tmp_path / "state" / "ledger.db"
+
+
+def another(path):
+    """A place for a second ledger beside the first."""
+    if isinstance(path, Path):
+        return path.with_name("second.db")
+    return f"{path.partition('&study=')[0]}&study=test-{next(names)}"
 
 
 @pytest.fixture
@@ -62,14 +81,20 @@ def ledger(path):
 
 
 def sql(path, statement, *values):
-    """Do to the file what no method of a ledger does."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        return connection.execute(statement, values).fetchall()
+    """Do to the database what no method of a ledger does."""
+    if isinstance(path, Path):
+        with closing(sqlite3.connect(path)) as connection, connection:
+            return connection.execute(statement, values).fetchall()
+    address, _, study = path.partition("&study=")
+    with closing(psycopg2.connect(address, options=f'-c search_path="fedrounds_{study}"')) as connection, connection:
+        cursor = connection.cursor()
+        cursor.execute(statement.replace("?", "%s"), values)
+        return cursor.fetchall() if cursor.description else []
 
 
 def script(body, *arguments):
     """Start a process that opens the ledger `sys.argv[1]` and runs `body`."""
-    imports = "import os, sys, time\nfrom pathlib import Path\nimport test_ledger as t\nledger = t.Ledger.open(Path(sys.argv[1]))\n"
+    imports = "import os, sys, time\nimport test_ledger as t\nledger = t.Ledger.open(sys.argv[1])\n"
     return subprocess.Popen(
         [sys.executable, "-c", imports + body, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -153,7 +178,7 @@ def test_the_lineage_is_made_once(path, ledger):
     with Ledger.open(path) as other:
         assert other.begin(STUDY) == ledger.begin(STUDY) == ledger.lineage()
     assert (ledger.lineage().name, len(ledger.lineage().lineage)) == ("toy", 32)
-    with Ledger.open(path.with_name("second.db")) as second:
+    with Ledger.open(another(path)) as second:
         assert second.lineage() is None
         assert second.begin(STUDY).lineage != ledger.lineage().lineage
 
@@ -288,7 +313,8 @@ def test_kill_9_at_any_instant_leaves_a_whole_ledger(path, ledger):
         assert head.state.round == entries[-1].round == head.visit
         assert head.state.model_digest == entries[-1].model
         assert {it.verdict["n"] for it in ledger.verdicts().values()} == {head.visit}
-        assert sql(path, "PRAGMA integrity_check") == [("ok",)]
+        if isinstance(path, Path):
+            assert sql(path, "PRAGMA integrity_check") == [("ok",)]
         assert sql(path, "SELECT count(*) FROM verdicts") == [(20 * head.visit,)]
     ledger.commit(head.visit, visit(head.visit + 1))
 
@@ -317,24 +343,25 @@ print(*seen)
 def test_processes_may_open_a_new_ledger_at_once(path):
     openers = [script("print(ledger.begin(t.STUDY).lineage)", path) for _ in range(3)]
     assert len({opener.communicate()[0] for opener in openers}) == 1
-    assert sql(path, "PRAGMA journal_mode") == [("wal",)]
+    if isinstance(path, Path):
+        assert sql(path, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_a_new_file_that_others_hold_is_waited_for(path, monkeypatch):
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+def test_a_new_file_that_others_hold_is_waited_for(file, monkeypatch):
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN EXCLUSIVE")
         monkeypatch.setattr(sqlite, "BUSY_S", 0.1)
-        assert "locked" in refusal(Ledger.open, path)
+        assert "locked" in refusal(Ledger.open, file)
         monkeypatch.setattr(sqlite, "BUSY_S", 10)
         release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
         release.start()
-        Ledger.open(path).close()
+        Ledger.open(file).close()
         release.join()
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN IMMEDIATE")  # stops the change to a write-ahead log, which SQLite does not wait for
         monkeypatch.setattr(sqlite, "BUSY_S", 0.1)
-        assert "locked" in refusal(Ledger.open, path)
+        assert "locked" in refusal(Ledger.open, file)
 
 
 # --- one runner at a time ---------------------------------------------------------------------------------------------
@@ -456,16 +483,16 @@ def test_a_ledger_of_a_newer_release_is_refused(path, ledger):
 
 def test_a_damaged_state_is_refused(path, ledger):
     ledger.commit(0, visit(1))
-    good = sql(path, "SELECT state FROM visits")[0][0]
+    good = bytes(sql(path, "SELECT state FROM visits")[0][0])
     sql(path, "UPDATE visits SET state = ?", good[:-1] + bytes([good[-1] ^ 1]))
     assert "damaged" in refusal(ledger.head)
 
 
-def test_a_killed_creation_is_made_good(path):
-    path.parent.mkdir()
-    path.touch()
-    Ledger.open(path).close()
-    assert sql(path, "SELECT version FROM fedrounds_ledger") == [(schema.VERSION,)]
+def test_a_killed_creation_is_made_good(file):
+    file.parent.mkdir()
+    file.touch()
+    Ledger.open(file).close()
+    assert sql(file, "SELECT version FROM fedrounds_ledger") == [(schema.VERSION,)]
 
 
 def test_every_table_has_a_form_in_postgresql():

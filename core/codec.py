@@ -1,0 +1,60 @@
+"""How wide a number travels. Under `codec = "float32"` the arrays of training are float32 on the wire and half as long; nothing else is.
+
+Narrowed are parameters and updates (NARROWED). They are rounded to the nearest float32 once, where the message is made, so a number moves
+by at most 2^-24 of itself an exchange (2^-150 below 2^-126), and both ends see the same float32 whether or not bytes were made of it: a
+plain loop, an embedded run and a federated one are the same bit for bit. Computing is float64 everywhere: `handle` and `close_exchange`
+widen what comes in. The coordinator keeps its own parameters in float64, so rounding does not add up in them.
+
+Not narrowed: statistics of round 0, counts, scores, histograms, profiles. A float32 is exact to 2^24 alone, so a count of 16,777,217
+patients would arrive as 16,777,216, and a sum of squares would lose the digits that the deviation is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+
+from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.params import Array
+from fedrounds.core.study import Codec
+
+NARROWED = frozenset({"theta", "champion", "delta"})
+
+
+def width(name: str, codec: Codec) -> type[np.floating]:
+    """The type in which the array of that name travels."""
+    return np.float32 if codec == "float32" and name in NARROWED else np.float64
+
+
+def narrow(arrays: Mapping[str, Array], codec: Codec) -> Mapping[str, Array]:
+    """The arrays of a message as they travel.
+
+    Raises:
+        UpdateRejected: a number is beyond the range of float32 and would travel as infinity.
+    """
+    if codec == "float64":
+        return arrays
+    with np.errstate(over="ignore"):  # what overflows is seen below
+        sent = {name: array.astype(width(name, codec)) for name, array in arrays.items()}
+    for name, array in sent.items():
+        if not np.isfinite(array).all():
+            raise UpdateRejected(
+                f"expected numbers of '{name}' within ±{np.finfo(np.float32).max:.2g}, found one that float32, the study's codec,"
+                f" cannot hold: lower the learning rate, standardise the features, or set codec to float64"
+            )
+    return cast(Mapping[str, Array], sent)
+
+
+def widen(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The same numbers as float64, exactly."""
+    return {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+
+
+def foreign(arrays: Mapping[str, Array], codec: Codec) -> str:
+    """How the first array of another width than the study's codec says was expected and found; empty if there is none."""
+    for name, array in arrays.items():
+        if array.dtype != width(name, codec):
+            return f"expected {name} as {np.dtype(width(name, codec))}, found {array.dtype}"
+    return ""

@@ -1,0 +1,24 @@
+"""How many bytes a visit took, each way."""
+
+from __future__ import annotations
+
+
+class Traffic:
+    """What crossed a hospital's wall in the visit that is open."""
+
+    def __init__(self) -> None:
+        self._crossed: dict[int, tuple[int, int]] = {}  # exchange of this visit -> bytes to the site and from it
+
+    def crossed(self, exchange: int, to: int, back: int) -> None:
+        """Note what an exchange took; the first one of a visit begins anew, one that is repeated counts once."""
+        self._crossed = {n: ways for n, ways in self._crossed.items() if n < exchange} | {exchange: (to, back)}
+
+    @property
+    def bytes_in(self) -> int:
+        """To the site, in this visit."""
+        return sum(to for to, _ in self._crossed.values())
+
+    @property
+    def bytes_out(self) -> int:
+        """From the site, in this visit."""
+        return sum(back for _, back in self._crossed.values())
