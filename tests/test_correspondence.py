@@ -34,7 +34,7 @@ def test_by_mail_every_round_has_the_model_of_the_same_run_in_one_process(apart,
         study.drive(run)
     assert study.seen == study.reference()
     assert all(study.objects(site) == [] for site in study.SITES)
-    assert {row[4] for row in study.replies()} == {"taken"}
+    assert {row.outcome for row in study.replies()} == {"taken"}
 
 
 def test_weights_that_the_protocol_states_hold_by_mail_too(apart):
@@ -203,8 +203,8 @@ def test_a_reply_that_is_none_is_refused_and_recorded_and_the_good_one_is_taken(
         study.gate(run)
         study.visit(run, "statistics")
         asking = run.open("train")
-        question = run.question(asking.request)
-        run.send(question, asking.sites)
+        question = run.question(asking)
+        run.post(question, asking.sites)
         reply = decode(study.hospital("north").answer(study.hospital("north").look()).message, Reply)
         name_of_good = next(name for name in study.mail["north"].list() if name.phase == "reply-0")
         signed = study.mail["north"].get(name_of_good)
@@ -212,8 +212,10 @@ def test_a_reply_that_is_none_is_refused_and_recorded_and_the_good_one_is_taken(
         bad = forged(study, "north", question, **({"reply": reply} | spoil(reply)))
         assert run.look("north", question) is None
         assert run.look("north", question) is None  # looked at once
-        assert [(row[2], row[3], row[4]) for row in study.replies("refused")] == [("north", bad.digest, "refused")]
-        assert words in study.replies("refused")[0][5]
+        assert [(row.site, row.digest, row.outcome) for row in study.replies("refused")] == [
+            ("north", bad.digest, "refused")
+        ]
+        assert words in study.replies("refused")[0].reason
         study.mail["north"].put(name_of_good, signed)
         for site in ("east", "south"):
             study.agent(site)
@@ -240,7 +242,7 @@ def test_a_changed_payload_is_refused_and_the_round_closes_without_the_site(apar
 
         closed = study.visit(run, "train", changed_on_its_way)
     assert sorted(closed.training) == ["east", "south"]
-    assert ["it was changed on its way" in row[5] for row in study.replies("refused")] == [True]
+    assert ["it was changed on its way" in row.reason for row in study.replies("refused")] == [True]
 
 
 def test_no_more_than_a_few_objects_of_a_site_are_read(apart):
@@ -248,8 +250,8 @@ def test_no_more_than_a_few_objects_of_a_site_are_read(apart):
     with study.run() as run:
         study.gate(run)
         asking = run.open("statistics")
-        question = run.question(asking.request)
-        run.send(question, asking.sites)
+        question = run.question(asking)
+        run.post(question, asking.sites)
         for n in range(30):
             junk = b"junk %d" % n
             study.mail["north"].put(Name.of(junk, *question.folder("reply")), junk)
@@ -298,8 +300,8 @@ def test_a_verdict_with_words_that_no_gate_says_is_refused_and_the_study_goes_on
 
     with study.run() as run:
         assert sorted(study.gate(run, lying)) == ["east", "south"]
-    assert [row[2] for row in study.replies("refused")] == ["north"]
-    assert "expected a gate's verdict" in study.replies("refused")[0][5]
+    assert [row.site for row in study.replies("refused")] == ["north"]
+    assert "expected a gate's verdict" in study.replies("refused")[0].reason
 
 
 def test_what_a_site_puts_elsewhere_in_its_mailbox_never_stops_the_coordinator(apart):
@@ -342,9 +344,11 @@ def test_a_late_reply_is_recorded_and_never_mixed_in(apart):
         assert sorted(closed.training) == ["east", "north", "south"]
         assert closed.scored == 1
     late = study.replies("late")
-    assert [(row[2], row[4], row[5]) for row in late] == [("south", "late", "it came after its question had closed")]
-    taken = [row for row in study.replies("taken") if row[0] == late[0][0]]
-    assert sorted(row[2] for row in taken) == ["east", "north"]
+    assert [(row.site, row.outcome, row.reason) for row in late] == [
+        ("south", "late", "it came after its question had closed")
+    ]
+    taken = [row for row in study.replies("taken") if row.attempt == late[0].attempt]
+    assert sorted(row.site for row in taken) == ["east", "north"]
 
 
 def test_a_question_without_quorum_is_asked_again_then_fails_and_the_next_run_goes_on_to_the_same_model(apart):
@@ -355,7 +359,7 @@ def test_a_question_without_quorum_is_asked_again_then_fails_and_the_next_run_go
 
     async def answers(run, question, sites):
         asked.append(question.attempt)
-        run.send(question, sites)
+        run.post(question, sites)
         study.agent("north")
         return [it for site in sites if (it := run.look(site, question))]
 
@@ -402,7 +406,7 @@ def test_a_coordinator_that_dies_amid_a_round_asks_again_and_has_the_same_models
         study.gate(run)
         study.visit(run, "statistics")
         asking = run.open("train")
-        study.ask(run, asking.request, asking.sites)  # all have answered, and nothing was committed
+        study.ask(run, asking, asking.sites)  # all have answered, and nothing was committed
     with study.run() as run:
         study.drive(run)
     assert study.seen == study.reference()

@@ -88,7 +88,7 @@ def test_a_request_that_is_not_to_be_trusted_is_written_down_once_and_changes_no
             size = len(encode(request))
             how["spoil"] = lambda s: s[: -size - 1] + bytes([s[-size - 1] ^ 1]) + s[-size:]
         before, noted = memory(study), len(study.hospital(SITE).book.asked(100))
-        name = put(study, run.question(asking.request), request=request, **how)
+        name = put(study, run.question(asking), request=request, **how)
         hospital = study.hospital(SITE)
         there = study.objects(SITE)
         assert hospital.look() is None
@@ -108,7 +108,7 @@ def test_a_request_larger_than_any_may_be_is_refused_unread(study, monkeypatch):
     monkeypatch.setattr(hospitals, "LARGEST_REQUEST", 10_000)
     with study.run() as run:
         asking = started(study, run)
-        put(study, run.question(asking.request), payload=encode(asking.request) + bytes(20_000))
+        put(study, run.question(asking), payload=encode(asking.request) + bytes(20_000))
         assert study.hospital(SITE).look() is None
     assert "refused unread" in study.hospital(SITE).book.asked(1)[0].reason
 
@@ -116,7 +116,7 @@ def test_a_request_larger_than_any_may_be_is_refused_unread(study, monkeypatch):
 def test_an_old_round_that_is_replayed_is_refused_and_a_round_of_now_gets_its_old_bytes(study):
     with study.run() as run:
         asking = started(study, run)
-        study.ask(run, asking.request, asking.sites)
+        study.ask(run, asking, asking.sites)
         old = next((n, study.mail[SITE].get(n)) for n in study.mail[SITE].list() if n.phase == "request-0")
         first = study.hospital(SITE).book.reply(study.hospital(SITE).question(asking.request))
         for _ in range(3):
@@ -137,7 +137,7 @@ def test_an_old_round_that_is_replayed_is_refused_and_a_round_of_now_gets_its_ol
 def test_a_folder_with_a_strange_name_does_not_end_the_agent(study, phase):
     with study.run() as run:
         asking = started(study, run)
-        question = run.question(asking.request)
+        question = run.question(asking)
         study.mail[SITE].put(Name.of(b"x", question.visit, question.attempt, phase), b"x")
         put(study, question)
         assert study.agent(SITE).outcome == "answered"
@@ -166,7 +166,7 @@ def test_what_the_policy_refuses_is_answered_with_the_reason(study, policy):
     study.set_policy(SITE, policy)
     found = {}
     with study.run() as run:
-        (message,) = study.ask(run, run.gate_request(), [SITE])
+        (message,) = study.ask(run, run.gate(), [SITE])
         found["gate"] = decode(message, Finding).refusal
         study.gate(run)
         for ask in ("statistics", "train"):
@@ -208,8 +208,8 @@ def test_what_a_person_approves_is_answered_when_it_is_asked_again(study, kind):
     book = study.hospital(SITE).book
     with study.run() as run:
         study.gate(run)
-        request = run.open("statistics").request
-        (message,) = study.ask(run, request, [SITE])
+        asking = run.open("statistics")
+        (message,) = study.ask(run, asking, [SITE])
         assert "`fedrounds site approve`" in decode(message, Reply).refusal
         assert book.fact("waits") == [study.read.study.digest, 0, kind]
         said = consent.approve(book)
@@ -223,13 +223,13 @@ def test_what_a_person_approves_is_answered_when_it_is_asked_again(study, kind):
 def test_a_tightened_policy_holds_for_what_was_answered_before_it(study):
     with study.run() as run:
         asking = started(study, run)
-        (before,) = study.ask(run, asking.request, [SITE])
+        (before,) = study.ask(run, asking, [SITE])
         study.set_policy(SITE, "local_metrics = false")
-        (after,) = study.ask(run, asking.request, [SITE])
+        (after,) = study.ask(run, asking, [SITE])
         assert decode(before, Reply).arrays["scores"].sum() > 0
         assert decode(after, Reply).arrays["scores"].sum() == 0
         study.set_policy(SITE, 'studies = ["000000000000"]')
-        (withdrawn,) = study.ask(run, asking.request, [SITE])
+        (withdrawn,) = study.ask(run, asking, [SITE])
         assert decode(withdrawn, Reply).arrays == {}
 
 
@@ -330,7 +330,7 @@ def test_a_refused_package_is_a_reply_with_its_reason_and_the_agent_goes_on(stud
         study.mail[SITE].drop(name)
     study.put_study(SITE, hostile(study)["a condition"])
     with study.run() as run:
-        (message,) = study.ask(run, run.gate_request(), [SITE])
+        (message,) = study.ask(run, run.gate(), [SITE])
         refusal = decode(message, Finding).refusal
         assert "expected a suite that judges columns alone" in refusal
     assert not (study.home(SITE) / "state" / "studies").exists()
@@ -341,8 +341,8 @@ def test_a_study_by_another_key_or_of_another_digest_is_not_read(study):
         study.mail[SITE].drop(name)
     study.put_study(SITE, study.package, digest="5" * 64)
     with study.run() as run:
-        question = run.question(run.gate_request())
-        run.send(question, [SITE])
+        question = run.question(run.gate())
+        run.post(question, [SITE])
         letter = study.hospital(SITE).look()
         with pytest.raises(ServiceError, match="found none that the coordinator signed"):
             study.hospital(SITE).answer(letter)
@@ -369,7 +369,7 @@ def test_a_gate_that_never_ends_is_a_refusal_and_not_silence(apart, monkeypatch)
     monkeypatch.setattr(hospitals, "GATE_S", 0.05)
     study = apart(suite=True)
     with study.run() as run:
-        (message,) = study.ask(run, run.gate_request(), [SITE])
+        (message,) = study.ask(run, run.gate(), [SITE])
     assert decode(message, Finding).refusal == "its gate found nothing within 0.05 s"
     joined = study.hospital(SITE).joined(study.read.study.digest)
     assert all(helper is None or helper.over for helper in joined.gates._helpers)
@@ -388,10 +388,10 @@ def test_data_that_changed_after_the_gate_are_refused_until_the_next_gate(study)
         asking = started(study, run)
         fewer_rows(study)
         study.hospital(SITE, anew=True)
-        (message,) = study.ask(run, asking.request, [SITE])
+        (message,) = study.ask(run, asking, [SITE])
         assert decode(message, Reply).refusal.startswith("its data have changed since its gate let them through")
         study.gate(run)
-        (message,) = study.ask(run, asking.request, [SITE])
+        (message,) = study.ask(run, asking, [SITE])
         assert decode(message, Reply).refusal == ""
 
 
@@ -406,18 +406,18 @@ def test_an_agent_that_stays_trains_on_the_rows_that_its_gate_saw(study):
 def test_statistics_that_were_answered_before_the_data_were_mended_are_not_sent_again(study):
     with study.run() as run:
         study.gate(run)
-        request = run.open("statistics").request
-        (before,) = study.ask(run, request, [SITE])
+        asking = run.open("statistics")
+        (before,) = study.ask(run, asking, [SITE])
     fewer_rows(study, 40)
     with study.run() as run:
         study.gate(run)
-        (after,) = study.ask(run, request, [SITE])
+        (after,) = study.ask(run, asking, [SITE])
     assert decode(after, Reply).arrays["observed"][0] < decode(before, Reply).arrays["observed"][0]
 
 
 def test_a_site_that_was_not_asked_for_its_gate_answers_nothing_about_its_rows(study):
     with study.run() as run:
-        (message,) = study.ask(run, run.open("statistics").request, [SITE])
+        (message,) = study.ask(run, run.open("statistics"), [SITE])
     assert decode(message, Reply).refusal.startswith("its gate has not been asked about its data")
 
 
@@ -426,7 +426,7 @@ def test_data_are_fresh_until_a_profile_took_them(apart):
 
     def fresh():
         with study.run() as run:
-            (message,) = study.ask(run, run.gate_request(), [SITE])
+            (message,) = study.ask(run, run.gate(), [SITE])
             return decode(message, Finding).fresh
 
     with study.run() as run:
@@ -468,7 +468,7 @@ def test_a_previewed_reply_is_byte_for_byte_what_the_agent_sends_and_changes_not
         for ask in ("statistics", "profile"):
             study.visit(run, ask, alone)
         for ask in ("train", "score"):  # about the same model: nothing is committed in between
-            study.ask(run, run.open(ask).request, [SITE], alone)
+            study.ask(run, run.open(ask), [SITE], alone)
     assert sent == [message for _, message in shown]
 
 
@@ -513,10 +513,10 @@ def test_no_planted_value_is_found_in_the_mailbox_the_book_or_the_log(apart, how
     planted(study, how)
     said = []
     with study.run() as run:
-        study.ask(run, run.gate_request(), [SITE])
+        study.ask(run, run.gate(), [SITE])
         mail = [study.mail[SITE].get(name) for name in study.mail[SITE].list()]
         for ask in ("statistics", "profile"):
-            study.ask(run, run.open(ask).request, [SITE])
+            study.ask(run, run.open(ask), [SITE])
             mail += [study.mail[SITE].get(name) for name in study.mail[SITE].list()]
         said = [it.reason for it in study.hospital(SITE).book.asked(100)]
     study.hospital(SITE).close()
@@ -610,8 +610,8 @@ def test_a_real_agent_answers_until_it_is_stopped(study):
     hospital = study.hospital(SITE)
     at_work = threading.Thread(target=agent.serve, args=(hospital, hospital.answer, lines.append, stop))
     with study.run() as run:
-        question = run.question(run.gate_request())
-        run.send(question, [SITE])
+        question = run.question(run.gate())
+        run.post(question, [SITE])
         at_work.start()
         until = time.monotonic() + 30
         message = None
