@@ -113,7 +113,8 @@ def _read(data: bytes) -> Mapping[str, Any]:
         document = json.loads(data) if len(data) <= LARGEST else None
     except (ValueError, RecursionError):
         document = None
-    if not isinstance(document, dict) or document.get("version") != VERSION:
+    version = document.get("version") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or type(version) is not int or version != VERSION:
         raise UpdateRejected(f"expected a study's package of version {VERSION}, found other bytes: it was refused")
     if document.keys() != types.keys() or not all(isinstance(document[key], kind) for key, kind in types.items()):
         raise UpdateRejected(f"expected {', '.join(types)} in a study's package, found others: it was refused")

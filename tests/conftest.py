@@ -297,7 +297,7 @@ class Apart:
     def set_policy(self, site: str, policy: str) -> None:
         """Write another policy, and start the agent again."""
         file = self.home(site) / "site.toml"
-        file.write_text(file.read_text().partition("[policy]")[0] + "[policy]\n" + policy)
+        file.write_text(file.read_text().partition("\n[policy]\n")[0] + "\n[policy]\n" + policy)
         self.hospital(site, anew=True)
 
     def agent(self, site: str):
@@ -323,10 +323,10 @@ class Apart:
         with runs.opened(self.read, self.place, on_visit, desks, None, Correspondence) as run:
             yield run
 
-    def ask(self, run, request, sites, agent=None):
+    def ask(self, run, asking, sites=None, agent=None):
         """Ask, let each site's agent look once, and collect: the messages, in site order."""
-        self.question = run.question(request)
-        run.send(self.question, sites)
+        self.question, sites = run.question(asking), sites or asking.sites
+        run.post(self.question, sites)
         for site in sites:
             (agent or self.agent)(site)
         found = [run.look(site, self.question) for site in sites]
@@ -334,7 +334,7 @@ class Apart:
 
     def gate(self, run, agent=None):
         """The gate of every site, and the policy."""
-        verdicts = run.found(self.ask(run, run.gate_request(), sorted(run.wards), agent))
+        verdicts = run.found(self.ask(run, run.gate(), agent=agent))
         run.admit(verdicts)
         return verdicts
 
@@ -344,7 +344,7 @@ class Apart:
 
         asking = run.open(ask)
         while isinstance(asking, Asking):
-            asking = run.aggregate(asking, self.ask(run, asking.request, asking.sites, agent))
+            asking = run.aggregate(asking, self.ask(run, asking, agent=agent))
         return asking
 
     def drive(self, run, agent=None, rounds: int = ROUNDS) -> str:
@@ -372,12 +372,12 @@ class Apart:
         cohorts = {ward.name: ward.cohort for ward in wards if ward.load()}
         return [(it.state.round, it.state.model_digest) for it in simulate(self.plan, cohorts, rounds)]
 
-    def replies(self, outcome: str = "") -> list[list]:
-        """[attempt, exchange, site, digest, outcome, reason, …] of what the coordinator has noted of replies."""
+    def replies(self, outcome: str = "") -> list:
+        """The coordinator's receipts."""
         from fedrounds.ledger import Ledger
 
         with Ledger.open(self.place.ledger) as ledger:
-            return [row for row in ledger.noted("replies") or [] if outcome in ("", row[4])]
+            return [it for it in ledger.replies() if outcome in ("", it.outcome)]
 
     def objects(self, site: str) -> list[str]:
         """Names of all that is in a mailbox, the study aside."""

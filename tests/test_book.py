@@ -172,8 +172,8 @@ def test_a_site_that_dies_before_it_sends_or_before_it_notes_sends_the_same_byte
     asked_to_train, instant
 ):
     study, run, asking = asked_to_train
-    question_ = run.question(asking.request)
-    run.send(question_, asking.sites)
+    question_ = run.question(asking)
+    run.post(question_, asking.sites)
     hospital = study.hospital("north")
     trained = []
     with pytest.MonkeyPatch.context() as patch:
@@ -204,10 +204,10 @@ def dies(*_, **__):
 
 def test_another_attempt_of_the_same_question_gets_the_same_message_in_another_envelope(asked_to_train):
     study, run, asking = asked_to_train
-    messages = [study.ask(run, asking.request, ["north"])[0]]
+    messages = [study.ask(run, asking, ["north"])[0]]
     first = study.question
     envelope = next(study.mail["north"].get(name) for name in study.mail["north"].list() if name.phase == "reply-0")
-    messages += study.ask(run, asking.request, ["north"])
+    messages += study.ask(run, asking, ["north"])
     second = study.question
     again = next(study.mail["north"].get(name) for name in study.mail["north"].list() if name.phase == "reply-0")
     assert messages[0] == messages[1]
@@ -228,9 +228,9 @@ def test_a_champion_that_changed_between_two_attempts_is_compared_with_and_not_i
     messages = []
     for champion in (np.zeros(size), np.full(size, 0.5), np.zeros(size)):
         run.state = replace(state, champion=None)
-        request = run.open("train").request
-        request = replace(request, arrays={**request.arrays, "champion": champion})
-        messages += study.ask(run, request, ["north"])
+        asking = run.open("train")
+        asked = replace(asking.request, arrays={**asking.request.arrays, "champion": champion})
+        messages += study.ask(run, replace(asking, request=asked), ["north"])
     paired = [unpack(message)[1]["paired"].tolist() for message in messages]
     assert paired[0] != paired[1]
     assert paired[0] == paired[2]
@@ -261,12 +261,12 @@ def test_an_algorithm_that_keeps_state_goes_on_from_the_last_closed_round(apart)
         study.gate(run)
         study.visit(run, "statistics")
         asking = run.open("train")
-        study.ask(run, asking.request, asking.sites, counting)  # this try is lost
+        study.ask(run, asking, asking.sites, counting)  # this try is lost
         assert count(1) is None
         study.visit(run, "train", counting)
         assert count(2) == [1.0]
         asking = run.open("train")
-        study.ask(run, asking.request, asking.sites, counting)
+        study.ask(run, asking, asking.sites, counting)
         study.hospital("north", anew=True)
         study.visit(run, "train", counting)
         assert count(2) == [1.0]
@@ -283,7 +283,7 @@ def test_made_up_state_comes_back_bit_for_bit(book):
 
 def test_names_of_the_mailbox_are_what_a_request_is_known_by(asked_to_train):
     study, run, asking = asked_to_train
-    study.ask(run, asking.request, ["north"])
+    study.ask(run, asking, ["north"])
     name = study.hospital("north").book.asked(1)[0].name
     assert Name.parse(name).phase == "request-0"
     assert os.path.basename(name) == Name.parse(name).digest

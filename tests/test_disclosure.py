@@ -1,8 +1,12 @@
 """Small counts stay at the site: a test for each guarantee of `withhold`."""
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from fedrounds.core.privacy.disclosure import withhold
+from fedrounds.core.evaluate import auc
+from fedrounds.core.privacy.disclosure import merge_scores, withhold
 
 
 def test_a_feature_that_few_patients_have_leaves_as_if_none_had():
@@ -35,3 +39,39 @@ def test_what_was_given_is_not_changed():
     scores = np.array([1.0, 2.0, 3.0, 4.0])
     withhold({"scores": scores, "histogram": np.ones((1, 2, 4))}, 10)
     assert scores.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+# --- merged score histograms ------------------------------------------------------------------------------------------
+
+COUNTS = arrays(
+    np.float64, st.tuples(st.integers(1, 3), st.just(2), st.integers(2, 24)), elements=st.integers(0, 25).map(float)
+)
+
+
+@settings(database=None, deadline=None, max_examples=400)
+@given(COUNTS, st.integers(1, 15))
+def test_a_merged_score_histogram_has_no_small_cell_and_keeps_what_is_judged_by_it(fine, minimum):
+    merged = merge_scores(fine, minimum)
+    assert merged.shape == fine.shape
+    assert ((merged == 0) | (merged >= minimum)).all()
+    centres = (np.arange(fine.shape[2]) + 0.5) / fine.shape[2]
+    for before, after in zip(fine, merged, strict=True):
+        rows = before.sum(1)
+        if not ((rows == 0) | (rows >= minimum)).all():  # few of an outcome in all: none of the problem leaves
+            assert after.sum() == 0
+            continue
+        assert after.sum(1).tolist() == rows.tolist()
+        moved = abs(float(after.sum(0) @ centres - before.sum(0) @ centres))
+        assert moved <= (0.5 / len(centres) + 1e-12) * rows.sum()
+        if rows.all():
+            (area, error), (true, own) = auc(after), auc(before)
+            assert (
+                abs(area - true) <= error - own + 1e-12
+            )  # and so each area within the fine bound of the fine one, too
+
+
+@settings(database=None, deadline=None, max_examples=200)
+@given(COUNTS)
+def test_a_histogram_without_small_cells_leaves_as_it_is(fine):
+    whole = np.where(fine < 10, 0.0, fine)
+    assert (merge_scores(whole, 10) == whole).all()
