@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """The console entry: `main`, and then out at once. All is closed by then, and tearing down big libraries takes a second."""
+    for threads in (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+    ):  # read when NumPy is imported; more wait for each other and for helpers
+        os.environ.setdefault(threads, "1")
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, _interrupt)
     for stream in (sys.stdout, sys.stderr):
