@@ -18,9 +18,10 @@ async def carried(run: Correspondence, asking: Asking) -> list[bytes]:
     """The replies to an open exchange. Too few at the deadline: the question is asked again, under a new number."""
     for left in reversed(range(run.folder.operations.federation.attempts)):
         replies = await answers(run, run.question(asking), asking.sites)
-        if len(replies) >= asking.quorum or not left:
+        answered = run.answering(replies)
+        if answered >= asking.quorum or not left:
             return replies
-        run.unanswered(asking.request, len(replies), asking.quorum)
+        run.unanswered(asking.request, answered, asking.quorum)
     raise AssertionError("a question is asked at least once")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrounds.core.asking import dump
-from fedrounds.core.messages import Finding, Request, decode
+from fedrounds.core.messages import Finding, Reply, Request, decode
 from fedrounds.core.round import Asking
 from fedrounds.ledger import Receipt
 from fedrounds.tasks.acts import present
@@ -92,6 +92,10 @@ class Correspondence(Run):
                 desk.crossed(exchange, desk.sent, it.size)
                 return it.message
         return None
+
+    def answering(self, replies: Sequence[bytes]) -> int:
+        """How many of the replies are no refusals."""
+        return sum(not decode(reply, Reply).refusal for reply in replies)
 
     def unanswered(self, request: Request, found: int, quorum: int) -> None:
         """Record a question that closed without a quorum, and is asked again."""

@@ -20,6 +20,7 @@ from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.desk import Desk
 from fedrounds.tasks.folder import Folder, State
+from fedrounds.tasks.inviting import leave_study
 from fedrounds.tasks.mailboxes import public_key_of, read_key
 from fedrounds.tasks.run import Listener, opened
 
@@ -36,7 +37,10 @@ class Federation:
     place: State
 
     def desks(self) -> Mapping[str, Desk]:
-        """The hospitals that are asked. Raises QuorumError where there are fewer than the study wants."""
+        """The hospitals that are asked, each with the study as it is now in its mailbox.
+
+        Raises QuorumError where there are fewer than the study wants.
+        """
         sites, plan = roster.active(self.home), build(self.folder.study)
         quorum = self.folder.operations.quorum_of(len(sites))
         if len(sites) < quorum or not sites:
@@ -44,11 +48,12 @@ class Federation:
                 f"expected at least {quorum} hospitals in {self.home / 'sites'} that have joined, found {len(sites)}:"
                 " `fedrounds coordinator invite` them, `fedrounds coordinator sites` shows who has"
             )
-        key = read_key(self.home / "keys" / "coordinator.key")
-        return {
-            name: Desk(name, self.mailbox(site.experiment), public_key_of(site.key, f"the {name}"), key, plan)
-            for name, site in sites.items()
-        }
+        key, desks = read_key(self.home / "keys" / "coordinator.key"), dict[str, Desk]()
+        for name, site in sites.items():
+            box = self.mailbox(site.experiment)
+            leave_study(box, self.home, self.config, key, self.folder.study, name)
+            desks[name] = Desk(name, box, public_key_of(site.key, f"the {name}"), key, plan)
+        return desks
 
     def mailbox(self, experiment: str) -> Exchange:
         """A hospital's mailbox, past the server: on the disk that it serves from."""

@@ -28,7 +28,7 @@ from fedrounds.exchange.name import Name, folder
 from fedrounds.site.book import Asked, Book, Question
 from fedrounds.tasks import consent
 from fedrounds.tasks.folder import read_site
-from fedrounds.tasks.joined import Joined, join
+from fedrounds.tasks.joined import Joined, forget, join, stale
 from fedrounds.tasks.mailboxes import mailbox_of, public_key_of, read_key
 from fedrounds.tasks.verdict import Verdict, broken, line, to_json
 from fedrounds.tasks.withheld import withheld
@@ -195,6 +195,8 @@ class Hospital:
             return self._worked(letter.request)
 
     def _worked(self, request: Request) -> Answer:
+        if request.ask == "gate" and stale(request.study, self.mailbox, self.home):
+            self._forget(request.study)
         joined = self.joined(request.study)
         if isinstance(joined, str):
             return self._refused(request, joined)
@@ -298,6 +300,13 @@ class Hospital:
         if isinstance(found, Joined):
             self._joined[digest] = found
         return found
+
+    def _forget(self, digest: str) -> None:
+        """Take the study anew from the mailbox: the coordinator left another suite or other rules for the gate there."""
+        known = self._joined.pop(digest, None)
+        if known is not None:
+            known.gates.kill()
+        forget(digest, self.home)
 
     def called(self, digest: str) -> str:
         """The study's name, where it is known here already."""

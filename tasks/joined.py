@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 from fedrounds.core import identity
@@ -87,25 +88,45 @@ def newest(mailbox: Exchange, coordinator: bytes, site: str) -> str:
     raise StudyError("expected a study in the mailbox that the coordinator signed, found none: ask the coordinator")
 
 
+def stale(digest: str, mailbox: Exchange, home: Path) -> bool:
+    """Whether the coordinator has left another package of the study than the one that is used here: its suite or its gate's rules changed."""
+    kept = _kept(digest, home)
+    there = {name.digest for name in mailbox.list(folder(*STUDY))}
+    return kept.is_file() and bool(there) and sha256(kept.read_bytes()).hexdigest() not in there
+
+
+def forget(digest: str, home: Path) -> None:
+    """Have the study fetched again when it is next asked about."""
+    _kept(digest, home).unlink(missing_ok=True)
+
+
+def _kept(digest: str, home: Path) -> Path:
+    """The package as it came, signature and all."""
+    return home / "state" / "studies" / digest[:12] / "package.signed"
+
+
 def _fetched(digest: str, mailbox: Exchange, coordinator: bytes, site: SiteFile, home: Path) -> Folder:
-    into = home / "state" / "studies" / digest[:12]
-    kept = into / "package"
-    data = kept.read_bytes() if kept.is_file() else _package(digest, mailbox, coordinator, site.name)
-    read = package.unpack(data, digest, into, home / "site.toml", site)
-    if not kept.is_file():
+    kept = _kept(digest, home)
+    known = kept.is_file()
+    signed = kept.read_bytes() if known else _package(digest, mailbox, coordinator, site.name)
+    data = identity.verify(coordinator, _about(digest, site.name), signed, package.LARGEST)
+    read = package.unpack(data, digest, kept.parent, home / "site.toml", site)
+    if not known:
         scratch = kept.with_name(".package.new")
-        scratch.write_bytes(data)
+        scratch.write_bytes(signed)
         scratch.replace(kept)
     return read
 
 
 def _package(digest: str, mailbox: Exchange, coordinator: bytes, site: str) -> bytes:
+    """The signed package of a study. Raises ServiceError where there is none that the coordinator signed."""
     why = ""
     for name in mailbox.list(folder(*STUDY)):
         signed = mailbox.get(name, package.LARGEST + ENVELOPE)
         try:
             if signed is not None:
-                return identity.verify(coordinator, _about(digest, site), signed, package.LARGEST)
+                identity.verify(coordinator, _about(digest, site), signed, package.LARGEST)
+                return signed
         except UpdateRejected as error:  # of another protocol, or not the coordinator's
             why = f" ({error})"
     raise ServiceError(
