@@ -351,11 +351,12 @@ def test_a_study_by_another_key_or_of_another_digest_is_not_read(study):
         assert study.agent(SITE).outcome == "answered"  # the same letter: nothing had been noted
 
 
-def test_a_study_is_kept_as_it_was_first_fetched_and_its_folder_is_the_owners_alone(study):
+def test_a_study_is_kept_until_its_coordinator_leaves_another_and_its_folder_is_the_owners_alone(study):
     with study.run() as run:
         started(study, run)
     place = study.home(SITE) / "state" / "studies" / study.read.study.digest[:12]
-    assert (place / "package").read_bytes() == study.package
+    assert (place / "package.signed").read_bytes().endswith(study.package)
+    (first,) = study.mail[SITE].list("000000/000/study")
     written = {path.relative_to(study.home(SITE)).parts[0] for path in study.home(SITE).rglob("*") if path.is_file()}
     assert written == {"site.toml", "site.key", "data", "state"}
     assert {path.stat().st_mode & 0o077 for path in (place, place / "sites", study.home(SITE) / "state")} == {0}
@@ -363,6 +364,10 @@ def test_a_study_is_kept_as_it_was_first_fetched_and_its_folder_is_the_owners_al
     joined = study.hospital(SITE, anew=True).joined(study.read.study.digest)
     assert isinstance(joined, Joined)
     assert joined.folder.operations.schedule.timezone == "UTC"
+    study.mail[SITE].drop(first)
+    with study.run() as run:
+        started(study, run)
+    assert study.hospital(SITE).joined(study.read.study.digest).folder.operations.schedule.timezone == "Europe/Zurich"
 
 
 def test_a_gate_that_never_ends_is_a_refusal_and_not_silence(apart, monkeypatch):
