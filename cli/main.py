@@ -129,6 +129,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.report import report
 
             return report(arguments.dir, arguments.state, arguments.out, arguments.json)
+        case "repair":
+            from fedrounds.cli.repair import repair
+
+            return repair(arguments.dir, arguments.state, arguments.json)
         case _:
             from fedrounds.cli.ui import ui
 
@@ -193,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--by", metavar="NAME", help="who decides (default: you)")
     report = command("report", "write the study as one page, to read and to print: report.html")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the study's ledger")
+    repair = command("repair", "write again, from the ledger, what MLflow's store has lost")
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
@@ -209,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, deploy, docs, status, promote, rollback, report, ui):
+    for made in (check, run, deploy, docs, status, promote, rollback, report, repair, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )
