@@ -123,24 +123,29 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.status import status
 
             return status(arguments.dir, arguments.state, arguments.json)
-        case "promote":
-            from fedrounds.cli.promote import promote
-
-            words = (arguments.round, arguments.reject, arguments.reason, arguments.by)
-            return promote(arguments.dir, arguments.state, *words, arguments.json)
-        case "rollback":
-            from fedrounds.cli.promote import rollback
-
-            words = (arguments.to, arguments.reason, arguments.by)
-            return rollback(arguments.dir, arguments.state, *words, arguments.json)
+        case "promote" | "rollback":
+            return _act(arguments)
         case "report":
             from fedrounds.cli.report import report
 
             return report(arguments.dir, arguments.state, arguments.out, arguments.json)
+        case "repair":
+            from fedrounds.cli.repair import repair
+
+            return repair(arguments.dir, arguments.state, arguments.json)
         case _:
             from fedrounds.cli.ui import ui
 
             return ui(arguments.dir, arguments.state, arguments.mlflow_port, arguments.prefect_port, arguments.json)
+
+
+def _act(arguments: argparse.Namespace) -> int:
+    from fedrounds.cli.promote import promote, rollback
+
+    why = arguments.reason, arguments.by
+    if arguments.command == "promote":
+        return promote(arguments.dir, arguments.state, arguments.round, arguments.reject, *why, arguments.json)
+    return rollback(arguments.dir, arguments.state, arguments.to, *why, arguments.json)
 
 
 def _site(arguments: argparse.Namespace) -> int:
@@ -221,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--by", metavar="NAME", help="who decides (default: you)")
     report = command("report", "write the study as one page, to read and to print: report.html")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the study's ledger")
+    repair = command("repair", "write again, from the ledger, what MLflow's store has lost")
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
@@ -256,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, deploy, docs, status, promote, rollback, report, ui):
+    for made in (check, run, deploy, docs, status, promote, rollback, report, repair, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sqlalchemy import Connection, func, insert, select, true
+from sqlalchemy import Connection, delete, func, insert, select, true
 
 from fedrounds.core import state as states
 from fedrounds.core.errors import ServiceError, StateError
@@ -302,6 +302,12 @@ class Ledger(Attempts):
         """Say that MLflow holds a visit; saying it again changes nothing."""
         with self._database.write() as connection:
             put(connection, schema.projected, {"visit": visit}, {"at": time.time()})
+
+    def forget_projected(self) -> None:
+        """MLflow lost what it held: every visit and act is to be written again."""
+        with self._database.write() as connection:
+            connection.execute(delete(schema.projected))
+            put(connection, schema.notes, {"key": ACTS_HELD}, {"value": 0})
 
     def unprojected_acts(self) -> list[Act]:
         """People's acts that MLflow does not hold yet, in order."""

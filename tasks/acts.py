@@ -58,7 +58,7 @@ def promote(place: State, round: int | None = None, *, reason: str, by: str, wai
     Raises:
         StateError: none waits, the round was not judged, or another runner is at work; nothing was written.
     """
-    with _held(place) as ledger:
+    with held(place) as ledger:
         now = ledger.standing()
         _same(place, now, waiting)
         if round is None and now.challenger is None:
@@ -81,7 +81,7 @@ def reject(place: State, *, reason: str, by: str, waiting: int | None = None) ->
     Raises:
         StateError: none waits, or another runner is at work; nothing was written.
     """
-    with _held(place) as ledger:
+    with held(place) as ledger:
         challenger = ledger.standing().challenger
         _same(place, ledger.standing(), waiting)
         if challenger is None:
@@ -98,7 +98,7 @@ def rollback(place: State, to: int | None = None, *, reason: str, by: str) -> Do
     Raises:
         StateError: there was none before, `to` was not one, or another runner is at work; nothing was written.
     """
-    with _held(place) as ledger:
+    with held(place) as ledger:
         before = ledger.standing().champions[:-1]
         if not before:
             raise StateError(
@@ -151,7 +151,7 @@ def told(act: Act) -> str:
 
 
 @contextmanager
-def _held(place: State) -> Iterator[Ledger]:
+def held(place: State) -> Iterator[Ledger]:
     """The study's ledger, with its lease."""
     if not place.begun:
         raise StateError(f"expected a study that has run in {place.own}, found no ledger: `fedrounds run` starts it")

@@ -49,6 +49,7 @@ class Decisions:
         self.reports: list[str] = []  # what was put right that somebody else had changed
         self.restored = False
         self.pointed: dict[str, str] = {}  # alias -> version, as MLflow has it
+        self.moved = 0  # how often an alias was set or taken away
 
     def restore(self) -> None:
         """Once a run, before anything is written: put the aliases back, and report it, where they are not as we left them.
@@ -78,6 +79,10 @@ class Decisions:
             self.reports.append(
                 f"the alias '{alias}' of '{self.study.name}' was moved by hand: found {was}, {put}, as the ledger says"
             )
+
+    def forget(self, version: str) -> None:
+        """A version is gone, and MLflow dropped its aliases with it."""
+        self.pointed = {alias: held for alias, held in self.pointed.items() if held != version}
 
     def write(self, visit: int, about: Mapping[int, Mapping[str, Any]], acts: Sequence[Act]) -> None:
         """Tags, descriptions and `decision.json` of every round that was decided on or acted on.
@@ -140,6 +145,7 @@ class Decisions:
     def _point(self, alias: str, version: str | None) -> None:
         if self.pointed.get(alias) == version:
             return
+        self.moved += 1
         if version is None:
             self.client.delete_registered_model_alias(self.study.name, alias)
             self.pointed.pop(alias)

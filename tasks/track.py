@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.model_folder import ModelFolder
 from fedrounds.tasks.plain import flat, numbers, write_parameters
+from fedrounds.tasks.repair import Mending
 from fedrounds.tasks.report import publish
 
 MOST_SITE_RUNS = 50
@@ -32,9 +33,12 @@ TRUSTED = ["numpy.dtype"]
 
 
 class Projection:
-    """One ledger's projection into one MLflow store."""
+    """One ledger's projection into one MLflow store.
 
-    def __init__(self, ledger: Ledger, mlruns: Path, tracking: str | None = None) -> None:
+    A store that lacks the lineage although the ledger was written to it is written anew; with `repair` one that lacks any part of it is too.
+    """
+
+    def __init__(self, ledger: Ledger, mlruns: Path, tracking: str | None = None, repair: bool = False) -> None:
         from mlflow import MlflowClient
 
         self.ledger, self.artifacts = ledger, mlruns / "artifacts"
@@ -43,9 +47,14 @@ class Projection:
         assert lineage is not None
         self.lineage, self.study = lineage, ledger.study()
         self.plan = build(self.study)
+        self.mending = Mending(self.client, self.study.name) if repair else None
+        self.made = self.mending.made if self.mending else Counter[str]()
         self.experiment = self._experiment()
         self.runs = self._known_runs()
         self.versions = self._known_versions()
+        lost = "lineage" not in self.runs and len(ledger.unprojected()) < len(ledger.visits())
+        if repair or lost:
+            ledger.forget_projected()
         self.points: defaultdict[str, list[Any]] = defaultdict(list)  # what a run is about -> metrics not yet written
         # (metrics or training, round) -> the visit that first had them of its model
         self.first: dict[tuple[str, int], int] = {}
@@ -54,6 +63,10 @@ class Projection:
             self.client, ledger, self.study, lineage.lineage, self.versions, self.runs, self.artifacts
         )
         self.reports = self.decisions.reports  # what was put right that somebody else had changed
+        if lost and not repair:
+            self.reports.append(
+                f"MLflow's store had lost the runs of '{self.study.name}': they were written anew from the ledger"
+            )
         self.decided: dict[int, Mapping[str, Any]] = {}  # round -> the record that decided on it, not yet written
         self.template = ModelFolder(self.plan, _save, mlruns / ".cache" / f"model-{self.study.name}.zip")
 
@@ -66,6 +79,8 @@ class Projection:
             self.artifacts.mkdir(parents=True, exist_ok=True)
             tags = {"mlflow.note.content": study_note(self.study), "mlflow.experimentKind": "custom_model_development"}
             return self.client.create_experiment(name, self.artifacts.as_uri(), tags)
+        if found.lifecycle_stage != "active" and self.mending:
+            return self.mending.experiment(found)
         if found.lifecycle_stage != "active":
             raise ServiceError(
                 f"expected MLflow's experiment '{name}' to be active, found it deleted: restore it in the MLflow UI"
@@ -74,19 +89,25 @@ class Projection:
 
     def _known_runs(self) -> dict[str, str]:
         """What a run is about ("lineage", "round 3", "site north") -> its id."""
-        runs: dict[str, str] = {}
+        from mlflow.entities import ViewType
+
+        found: list[Any] = []
         token: str | None = None
         while True:
             page = self.client.search_runs(
                 [self.experiment],
                 f"tags.`fedrounds.lineage` = '{self.lineage.lineage}'",
+                ViewType.ALL if self.mending else ViewType.ACTIVE_ONLY,
                 max_results=1000,
                 page_token=token,
             )
-            runs |= {run.data.tags["fedrounds.about"]: run.info.run_id for run in page}
+            found += page
             token = page.token
             if not token:
-                return runs
+                break
+        if self.mending:
+            return self.mending.known(found)
+        return {run.data.tags["fedrounds.about"]: run.info.run_id for run in found}
 
     def _known_versions(self) -> dict[int, str]:
         """Round -> registered version."""
@@ -106,17 +127,21 @@ class Projection:
 
     def run(self, about: str, started: float, **tags: str) -> str:
         """The id of the run about something, made if it is not there."""
+        own = {
+            "fedrounds.lineage": self.lineage.lineage,
+            "fedrounds.about": about,
+            "fedrounds.study_digest": self.lineage.digest,
+            **tags,
+        }
+        if about != "lineage":
+            own["mlflow.parentRunId"] = self.runs["lineage"]
+        if about in self.runs and self.mending:
+            self.mending.run(self.runs[about], own)
         if about not in self.runs:
-            own = {
-                "fedrounds.lineage": self.lineage.lineage,
-                "fedrounds.about": about,
-                "fedrounds.study_digest": self.lineage.digest,
-            }
-            if about != "lineage":
-                own["mlflow.parentRunId"] = self.runs["lineage"]
             name = f"{self.study.name} · {self.lineage.lineage[:6]}" if about == "lineage" else about
-            made = self.client.create_run(self.experiment, int(started * 1000), own | tags, name)
+            made = self.client.create_run(self.experiment, int(started * 1000), own, name)
             self.runs[about] = made.info.run_id
+            self.made["runs"] += 1
         return self.runs[about]
 
     # --- projecting ---------------------------------------------------------------------------------------------------
@@ -209,19 +234,14 @@ class Projection:
             int(entry.committed * 1000),
             entry.round,
         )
-        if entry.round not in self.versions:
-            self._register(entry, run)
+        self._register(entry, run)
         self.client.set_terminated(run, end_time=int(entry.committed * 1000))
 
     def _register(self, entry: Entry, run: str) -> None:
-        state = self.ledger.state(entry.visit)
-        folder = self.artifacts / run / "artifacts"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.template.write(state, run, folder / "model")
-        write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
-        (folder / "verdicts.json").write_text(
-            json.dumps({kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}, indent=2)
-        )
+        """The round's version; one that is there is left as it is, but for what a repair finds missing."""
+        folder, number = self.artifacts / run / "artifacts", self.versions.get(entry.round)
+        if number and not self.mending:
+            return
         tags = {
             "fedrounds.lineage": self.lineage.lineage,
             "fedrounds.round": str(entry.round),
@@ -229,6 +249,11 @@ class Projection:
             "fedrounds.suite_hash": entry.suite_hash,
             "fedrounds.model_digest": entry.model,
         }
+        if number and self.mending:
+            if not self.mending.version(number, run, tags, folder, lambda: self._write_model(entry, run, folder)):
+                return
+            self.decisions.forget(number)
+        self._write_model(entry, run, folder)
         version = self.client.create_model_version(
             self.study.name,
             source=(folder / "model").as_uri(),
@@ -237,6 +262,16 @@ class Projection:
             description=f"Round {entry.round}: not scored yet.",
         )
         self.versions[entry.round] = version.version
+        self.made["versions"] += 1
+
+    def _write_model(self, entry: Entry, run: str, folder: Path) -> None:
+        state = self.ledger.state(entry.visit)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.template.write(state, run, folder / "model")
+        write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
+        (folder / "verdicts.json").write_text(
+            json.dumps({kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}, indent=2)
+        )
 
     def _sites(self, entry: Entry, when: int) -> None:
         sites: Mapping[str, Any] = entry.record["sites"]
@@ -347,17 +382,18 @@ _projections: dict[str, Projection] = {}
 
 
 def _handle(request: dict[str, Any]) -> dict[str, Any]:
-    key = request["ledger"]
+    key, repair = request["ledger"], bool(request.get("repair"))
     if key not in _projections:
         mlruns, tracking = Path(request["mlruns"]), request.get("tracking")
         if tracking is None:
             _make_store(mlruns / "mlflow.db", Path(request["own"]) / "mlflow.new")
-        _projections[key] = Projection(Ledger.open(key if "://" in key else Path(key)), mlruns, tracking)
+        _projections[key] = Projection(Ledger.open(key if "://" in key else Path(key)), mlruns, tracking, repair)
     projection = _projections[key]
     written = projection.project()
     if request.get("finish"):
         projection.finish(Path(request["own"]) / "plots")
-    return {"written": written, "reports": projection.reports}
+    made = {**projection.made, "aliases": projection.decisions.moved}
+    return {"written": written, "reports": projection.reports, "made": made}
 
 
 if __name__ == "__main__":
