@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,11 +143,23 @@ class Demonstration:
 
 
 @contextmanager
-def demonstration(rounds: int, prefect: str = "off", keep: bool = False, heart: bool = True) -> Iterator[Demonstration]:
-    """A demonstration whose hospitals have joined and whose agents are at work."""
+def demonstration(
+    rounds: int,
+    prefect: str = "off",
+    keep: bool = False,
+    heart: bool = True,
+    plant: Callable[[Path], None] | None = None,
+) -> Iterator[Demonstration]:
+    """A demonstration whose hospitals have joined and whose agents are at work.
+
+    Args:
+        plant: changes the study's folder first.
+    """
     base = Path(tempfile.mkdtemp(prefix="fedrounds-demo-"))
     base.chmod(0o755)
     study, data = studied(base, rounds, heart)
+    if plant is not None:
+        plant(study)
     it = Demonstration(base, study, data, prefect)
     try:
         it.init()

@@ -202,7 +202,7 @@ def _flow(
     from fedrounds.tasks.run import opened as opened_run
     from fedrounds.tasks.staying import staying
 
-    with opened_run(folder, place, on_visit, wards, clock, crew) as run, clock("Prefect"):
+    with opened_run(folder, place, on_visit, wards, clock, crew=crew) as run, clock("Prefect"):
         run.warm_up()
         with staying():
             import fastapi.encoders  # noqa: F401  Prefect's client wants it for its first call: better now than when the server is there
