@@ -32,10 +32,12 @@ HEART = HOUSE.parent / "shared" / "data" / "heart_disease_uci"
 PROGRAM = Path(sys.executable).with_name("fedrounds")
 
 
-def fedrounds(*words: object, timeout: float = 300, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a command says with --json. Ends the demonstration where it fails."""
+def fedrounds(
+    *words: object, timeout: float = 300, env: Mapping[str, str] | None = None, inside: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a command says with --json, started by `inside` where there is one. Ends the demonstration where it fails."""
     done = subprocess.run(
-        [str(PROGRAM), *map(str, words), "--json"],
+        [*inside, str(PROGRAM), *map(str, words), "--json"],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -54,17 +56,19 @@ class Demonstration:
         study: the folder of a study whose site files describe the hospitals; `data` is where their paths start.
     """
 
-    def __init__(self, base: Path, study: Path, data: Path, prefect: str = "off", poll: float = 0.2) -> None:
+    def __init__(
+        self, base: Path, study: Path, data: Path, prefect: str = "off", poll: float = 0.2, public: str = ""
+    ) -> None:
         self.base, self.study, self.data = base, study, data
         self.home, self.sites = base / "coordinator", sorted(file.stem for file in (study / "sites").glob("*.toml"))
         self.prefect, self.poll = prefect, poll
         self.database = Postgres(base / "database")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.port = free_port()
+        self.public = public or f"https://localhost:{free_port()}"
+        self.inside: dict[str, Sequence[str]] = {}  # site -> the words that start its commands in another place
 
     def init(self) -> None:
         """The coordinator's folder."""
-        public = f"https://localhost:{self.port}"
         fedrounds(
             "coordinator",
             "init",
@@ -72,7 +76,7 @@ class Demonstration:
             "--study",
             self.study,
             "--public",
-            public,
+            self.public,
             "--postgres",
             self.database.url(),
         )
@@ -80,7 +84,7 @@ class Demonstration:
     def start(self, name: str, *words: object) -> None:
         """A process of its own, whose output goes to a log beside it."""
         with (self.base / f"{name}.log").open("ab") as log:
-            command = [str(PROGRAM), *map(str, words)]
+            command = [*self.inside.get(name, ()), str(PROGRAM), *map(str, words)]
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def serve(self, timeout: float = 180) -> None:
@@ -100,7 +104,8 @@ class Demonstration:
             (self.study / "sites" / f"{site}.toml").read_text()
             + f'\n[agent]\npoll = {self.poll}\nprefect = "{self.prefect}"\n'
         )
-        found = fedrounds("site", "join", token, self.base / site, "--site-file", described, "--data", self.data)
+        words = ("site", "join", token, self.base / site, "--site-file", described, "--data", self.data)
+        found = fedrounds(*words, inside=self.inside.get(site, ()))
         described.unlink()
         return found
 
@@ -149,18 +154,23 @@ def demonstration(
     keep: bool = False,
     heart: bool = True,
     plant: Callable[[Path], None] | None = None,
+    public: str = "",
+    inside: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Demonstration]:
     """A demonstration whose hospitals have joined and whose agents are at work.
 
     Args:
         plant: changes the study's folder first.
+        public: the address that hospitals reach; by default a free port of this machine.
+        inside: site -> the words that start its commands in another place.
     """
     base = Path(tempfile.mkdtemp(prefix="fedrounds-demo-"))
     base.chmod(0o755)
     study, data = studied(base, rounds, heart)
     if plant is not None:
         plant(study)
-    it = Demonstration(base, study, data, prefect)
+    it = Demonstration(base, study, data, prefect, public=public)
+    it.inside |= inside or {}
     try:
         it.init()
         it.serve()
