@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types bench soak fuzz demo-federated chaos lock clean
+.PHONY: run test lint types bench soak fuzz demo-federated chaos many-agents lock clean
 
 run: $(VENV)/ready ## the first study: real patients, simulated hospitals
 	$(BIN)/fedrounds run studies/diabetes --fresh
@@ -32,6 +32,9 @@ demo-federated: $(VENV)/ready ## a coordinator and four hospitals, really apart,
 
 chaos: $(VENV)/ready ## kill everything at every moment; writes docs/chaos.md
 	$(BIN)/python benchmarks/chaos.py
+
+many-agents: $(VENV)/ready ## fifty agents against one coordinator; writes docs/many-agents.md
+	$(BIN)/python benchmarks/many_agents.py
 
 lock: ## resolve pyproject.toml anew into requirements.lock
 	rm -rf $(VENV)-lock
