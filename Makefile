@@ -28,7 +28,7 @@ fuzz: $(VENV)/ready ## hostile bytes against everything that reads them; writes 
 	$(BIN)/python benchmarks/fuzz.py
 
 demo-federated: $(VENV)/ready ## a coordinator and four hospitals, really apart, on this machine
-	$(BIN)/python benchmarks/demo_federated.py
+	$(BIN)/python benchmarks/demo_federated.py --write
 
 chaos: $(VENV)/ready ## kill everything at every moment; writes docs/chaos.md
 	$(BIN)/python benchmarks/chaos.py

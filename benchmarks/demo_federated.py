@@ -9,6 +9,7 @@ and what one hospital's credentials open at the coordinator.
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import os
 import re
@@ -230,51 +231,67 @@ def split(it: Demonstration) -> list[dict[str, float]]:
     return found
 
 
-def report(it: Demonstration, found: Mapping[str, Any], alone: Mapping[str, Any], seconds: float) -> bool:
-    """Print what came of it; whether all is as it should be."""
+def told(it: Demonstration, found: Mapping[str, Any], alone: Mapping[str, Any], seconds: float) -> list[str]:
+    """What came of it, in lines."""
     same = found["model_digest"] == alone["model_digest"]
     parts = split(it)
     median = {key: statistics.median(part[key] for part in parts) for key in parts[0]}
-    print(f"study           {found['study']}: {found['rounds']} rounds in {seconds:.1f} s, once all servers answered")
-    print(
-        f"model           {found['model_digest'][:16]}…, in one process {alone['model_digest'][:16]}…: {'the same' if same else 'ANOTHER'}"
-    )
-    print(
-        f"a round         {median['all']:.2f} s (median of {len(parts)}): {median['to the site']:.2f} until the last hospital had the question,"
-        f" {median['at work']:.2f} at work, {median['back']:.2f} until its answer was committed"
-    )
-    return same
+    return [
+        f"study      {found['study']}: {found['rounds']} rounds in {seconds:.1f} s, once all servers answered",
+        f"model      {found['model_digest'][:16]}…, in one process {alone['model_digest'][:16]}…: {'the same' if same else 'ANOTHER'}",
+        f"a round    {median['all']:.2f} s (median of {len(parts)}): {median['to the site']:.2f} until the last hospital had the question,"
+        f" {median['at work']:.2f} at work, {median['back']:.2f} until its answer was committed",
+    ]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> None:
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was tried with one hospital's credentials."""
     wide = max(len(str(row["tried"])) for row in rows)
-    for row in rows:
-        print(f"  {row['tried']:<{wide}}  {row['status']!s:>5}  {'refused' if row['refused'] else 'ALLOWED'}")
+    return [
+        f"{row['tried']:<{wide}}  {row['status']!s:>9}  {'refused' if row['refused'] else 'ALLOWED'}" for row in rows
+    ]
 
 
 def main() -> None:
     """The whole demonstration."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--write", action="store_true", help="write docs/demo-federated.md")
     parser.add_argument("--keep", action="store_true", help="leave the folder for a look")
     parser.add_argument("--prefect", choices=("own", "off"), default="off", help="of the hospitals' agents")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and so all that it started
     begun = time.monotonic()
     with demonstration(arguments.rounds, arguments.prefect, arguments.keep) as it:
-        print(f"servers up and {len(it.sites)} hospitals joined in {time.monotonic() - begun:.0f} s ({it.base})")
+        lines = [
+            f"hospitals  {len(it.sites)} have joined and all servers are up after {time.monotonic() - begun:.0f} s"
+        ]
         started = time.monotonic()
         found = it.run()
         seconds = time.monotonic() - started
         alone = fedrounds("run", it.study, "--data", it.data, "--state", it.base / "alone")
-        good = report(it, found, alone, seconds)
+        lines += told(it, found, alone, seconds)
         from isolation import isolation
+        from transfer import told as carried
+        from transfer import transfer
 
+        lines += carried(transfer(it.home, it.base / it.sites[0]))
         rows = isolation(it.home, [it.base / site for site in it.sites])
-        table(rows)
-        if not good or not all(row["refused"] for row in rows if row.get("must_refuse", True)) or seconds > 90:
-            raise SystemExit("not as it should be")
+        lines += ["", "with one hospital's credentials:", *table(rows)]
+    print("\n".join(lines))
+    if arguments.write:
+        intro = f"# A federation on one machine\n\nWritten by `make demo-federated` on {dt.date.today()} at commit {commit()}, {os.cpu_count()} cores"
+        text = f'{intro}, agents with `prefect = "{arguments.prefect}"`.\n\n```text\n' + "\n".join(lines) + "\n```\n"
+        (HOUSE / "docs" / "demo-federated.md").write_text(text)
+    closed = all(row["refused"] for row in rows if row.get("must_refuse", True))
+    if found["model_digest"] != alone["model_digest"] or not closed or seconds > 90:
+        raise SystemExit("not as it should be")
+
+
+def commit() -> str:
+    """The commit that was measured."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, cwd=HOUSE, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

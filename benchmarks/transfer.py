@@ -145,6 +145,19 @@ def transfer(home: Path, site: Path, megabytes: int = 100, times: int = 4) -> di
     }
 
 
+def told(it: dict[str, Any]) -> list[str]:
+    """What was measured, in lines."""
+    seconds, most = it["seconds"], it["client_mb"]
+    servers = ", ".join(
+        f"{name} {it['server_mb'][name]:.0f} MB (grown by {by:.0f})" for name, by in it["server_grown_mb"].items()
+    )
+    return [
+        f"{it['megabytes']} MB, medians: one plain PUT {seconds['plain']:.2f} s, the exchange's put {seconds['put']:.2f} s, get {seconds['get']:.2f} s",
+        f"the exchange's put at {100 * it['ratio']:.0f} % of the plain PUT's rate (at least 60 % is asked)",
+        f"memory at most: the client {max(most['put'], most['get']):.0f} MB, of which the transfer {it['client_grown_mb']:.0f}; {servers}",
+    ]
+
+
 def _forget_most(pid: int) -> float:
     """Have the system forget how large a process once was; returns what it is now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
@@ -157,17 +170,7 @@ def main() -> None:
         print(json.dumps(client(sys.argv[2], *map(Path, sys.argv[3:6]))))
         return
     it = transfer(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5]))
-    seconds, most = it["seconds"], it["client_mb"]
-    print(
-        f"{it['megabytes']} MB, medians: one plain PUT {seconds['plain']:.2f} s, the exchange's put {seconds['put']:.2f} s,"
-        f" get {seconds['get']:.2f} s"
-    )
-    print(f"rate of the exchange's put: {100 * it['ratio']:.0f} % of the plain PUT's (at least 60 % is asked)")
-    print(
-        f"a client at most: put {most['put']:.0f} MB, get {most['get']:.0f} MB, of which the transfer {it['client_grown_mb']:.0f} MB"
-    )
-    for name, grown in it["server_grown_mb"].items():
-        print(f"{name} at most {it['server_mb'][name]:.0f} MB, grown by {grown:.0f} MB")
+    print("\n".join(told(it)))
 
 
 if __name__ == "__main__":
