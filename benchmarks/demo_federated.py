@@ -236,11 +236,11 @@ def told(it: Demonstration, found: Mapping[str, Any], alone: Mapping[str, Any], 
     same = found["model_digest"] == alone["model_digest"]
     parts = split(it)
     median = {key: statistics.median(part[key] for part in parts) for key in parts[0]}
+    spent = f"{median['to the site']:.2f} until the last hospital had the question, {median['at work']:.2f} at work"
     return [
         f"study      {found['study']}: {found['rounds']} rounds in {seconds:.1f} s, once all servers answered",
         f"model      {found['model_digest'][:16]}…, in one process {alone['model_digest'][:16]}…: {'the same' if same else 'ANOTHER'}",
-        f"a round    {median['all']:.2f} s (median of {len(parts)}): {median['to the site']:.2f} until the last hospital had the question,"
-        f" {median['at work']:.2f} at work, {median['back']:.2f} until its answer was committed",
+        f"a round    {median['all']:.2f} s (median of {len(parts)}): {spent}, {median['back']:.2f} until its answer was committed",
     ]
 
 

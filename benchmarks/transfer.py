@@ -152,7 +152,7 @@ def told(it: dict[str, Any]) -> list[str]:
         f"{name} {it['server_mb'][name]:.0f} MB (grown by {by:.0f})" for name, by in it["server_grown_mb"].items()
     )
     return [
-        f"{it['megabytes']} MB, medians: one plain PUT {seconds['plain']:.2f} s, the exchange's put {seconds['put']:.2f} s, get {seconds['get']:.2f} s",
+        f"{it['megabytes']} MB, medians: a plain PUT {seconds['plain']:.2f} s, the exchange's put {seconds['put']:.2f}, get {seconds['get']:.2f}",
         f"the exchange's put at {100 * it['ratio']:.0f} % of the plain PUT's rate (at least 60 % is asked)",
         f"memory at most: the client {max(most['put'], most['get']):.0f} MB, of which the transfer {it['client_grown_mb']:.0f}; {servers}",
     ]
