@@ -79,7 +79,7 @@ class Demonstration:
             "--public",
             self.public,
             "--postgres",
-            self.database.url(),
+            self.database.address(),
         )
 
     def start(self, name: str, *words: object) -> None:

@@ -178,13 +178,9 @@ class MlflowServer:
 
     def stop(self) -> None:
         """End it: by the end of its input, else by force."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(GRACE_S + 1)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        from fedrounds.tasks.ending import end
+
+        end(self.process, GRACE_S + 1)
 
 
 def _as_ctrl_c(*_: Any) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Files of a coordinator's folder: written whole or not at all, secrets for their owner alone, and read as what they must be."""
+"""Files of a coordinator, and a hospital's secrets: written whole or not at all, for their owner alone, read as what they must be."""
 
 from __future__ import annotations
 
@@ -32,16 +32,27 @@ def write(file: Path, text: str, mode: int = PUBLIC) -> None:
         ) from None
 
 
-def secret(file: Path) -> str:
-    """The text of a secret's file. Raises StateError where it is not there, or others may read it."""
+def secret(
+    file: Path,
+    what: str = "a secret",
+    lost: str = "restore it from a copy; the coordinator's user must own it",
+) -> str:
+    """The text of a secret's file.
+
+    Args:
+        what: is expected there.
+        lost: what to do where it cannot be read.
+
+    Raises StateError where it is not there, or others may read it.
+    """
     try:
         if file.stat().st_mode & 0o077:
-            raise StateError(f"expected {file} to be for its owner alone, found it open to others: chmod 600 {file}")
+            raise StateError(
+                f"expected {what} that its owner alone reads, found {file} open to others: chmod 600 {file}"
+            )
         return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise StateError(
-            f"expected a secret in {file}, found: {error.strerror}: restore it from a copy; the coordinator's user must own it"
-        ) from None
+        raise StateError(f"expected {what} in {file}, found: {error.strerror}: {lost}") from None
 
 
 def typed(text: str, kind: type[T], file: Path) -> T:

@@ -10,6 +10,7 @@ Whoever is killed finds the open attempt and asks the very same bytes again. Eac
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 _OPEN = select(schema.attempts).where(schema.attempts.c.closed.is_(None))
 
 
-class Attempts:
+class Attempts(ABC):
     """The part of a ledger that is about requests to sites."""
 
     _database: Database
 
+    @abstractmethod
     def _hold(self, connection: Connection) -> None:
         """Refuse a runner that lost its lease; start that of any other afresh."""
-        raise NotImplementedError
 
     def open_attempt(self, after: int, asking: bytes, deadline: float) -> Attempt:
         """Begin the visit after `after`: write down what is asked, before anybody is.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
-from fedrounds.core.errors import FedroundsError, ServiceError, StateError
+from fedrounds.core.errors import FedroundsError, ServiceError
 from fedrounds.tasks.consent import may_work
 from fedrounds.tasks.hospital import Answer, Hospital, Letter
+from fedrounds.tasks.locked import locked
 from fedrounds.tasks.withheld import withheld
 
 QUIET_S = 60.0  # after so long without a question the agent looks less often
@@ -82,12 +82,8 @@ def alone(home: Path) -> Iterator[None]:
     file = home / "state" / "agent.lock"
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held = file.open("w")
+        held = locked(file, f"expected no other agent in {home}, found one at work: end it first")
     except OSError as error:
         raise ServiceError(f"expected a folder that can be written at {file.parent}, found: {error.strerror}") from None
     with held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateError(f"expected no other agent in {home}, found one at work: end it first") from None
         yield

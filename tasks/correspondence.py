@@ -15,6 +15,7 @@ from fedrounds.core.asking import dump
 from fedrounds.core.messages import Finding, Reply, Request, decode
 from fedrounds.core.round import Asking
 from fedrounds.ledger import Receipt
+from fedrounds.tasks import drift
 from fedrounds.tasks.acts import present
 from fedrounds.tasks.desk import Desk, Question
 from fedrounds.tasks.run import Run
@@ -121,9 +122,7 @@ class Correspondence(Run):
 
     def unprofiled(self) -> bool:
         """Whether a hospital that takes part has said that it has data which no profile has seen."""
-        profiled = {
-            site: entry.visit for entry in self.ledger.visits(ask="profile") for site in entry.record["profile"]
-        }
+        profiled = {site: visit for visit, its in drift.known(self).items() for site in its}
         fresh = self.ledger.noted(FRESH) or {}
         return any(profiled.get(site, -1) <= fresh.get(site, -1) or site not in profiled for site in self.taking_part)
 

@@ -35,7 +35,7 @@ def due(run: Run) -> bool:
 
 def unprofiled(run: Run) -> bool:
     """Whether a site of this process has other data than those it was last profiled on."""
-    committed, kept = _known(run), read_json(run.place.profiles)
+    committed, kept = known(run), read_json(run.place.profiles)
     nothing = {"visit": 0, "fingerprint": ""}
     last = {site: kept.get(site, nothing) for site in run.taking_part}
     return any(
@@ -57,7 +57,7 @@ def noted(run: Run, closed: Closed) -> dict[str, Any]:
         site: {name: [int(rows) for rows in cells] for name, cells in sums.items()}
         for site, sums in closed.profiles.items()
     }
-    found = _assessed(run, {**_known(run), visit: own})
+    found = _assessed(run, {**known(run), visit: own})
     return {"profile": own, "drift": found}
 
 
@@ -69,13 +69,19 @@ def remember(run: Run, sites: Iterable[str], visit: int) -> None:
 
 def standing(run: Run) -> dict[str, Any] | None:
     """How the sites that take part stand by their latest profiles, under the limits and the reference of now; None if nobody watches."""
-    known = _known(run) if run.folder.operations.drift else {}
-    return _assessed(run, known) if known else None
+    found = known(run) if run.folder.operations.drift else {}
+    return _assessed(run, found) if found else None
 
 
 def profiles(ledger: Ledger, after: int = 0) -> dict[int, Mapping[str, Any]]:
     """Every profile in the ledger of visits later than `after`."""
     return {entry.visit: entry.record["profile"] for entry in ledger.visits(after, ask="profile")}
+
+
+def known(run: Run) -> Profiles:
+    """Every profile in the ledger. A visit never changes, so those that this run has read are not read again."""
+    run.profiles |= profiles(run.ledger, after=max(run.profiles, default=0))
+    return run.profiles
 
 
 def accept(ledger: Ledger) -> int:
@@ -141,12 +147,6 @@ def beyond(calibration: Mapping[str, Any], limits: Drift) -> dict[str, Any] | No
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
-
-
-def _known(run: Run) -> Profiles:
-    """Every profile in the ledger. A visit never changes, so those that this run has read are not read again."""
-    run.profiles |= profiles(run.ledger, after=max(run.profiles, default=0))
-    return run.profiles
 
 
 def _assessed(run: Run, known: Profiles) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fedrounds.core.plan import build
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.fsspec import Folder as Mail
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks import package
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.desk import Desk
@@ -49,9 +50,10 @@ class Federation:
                 " `fedrounds coordinator invite` them, `fedrounds coordinator sites` shows who has"
             )
         key, desks = read_key(self.home / "keys" / "coordinator.key"), dict[str, Desk]()
+        data = package.packed(self.folder, self.folder.path)
         for name, site in sites.items():
             box = self.mailbox(site.experiment)
-            leave_study(box, self.home, self.config, key, self.folder.study, name)
+            leave_study(box, key, plan.digest, data, name)
             desks[name] = Desk(name, box, public_key_of(site.key, f"the {name}"), key, plan)
         return desks
 

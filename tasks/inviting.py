@@ -68,7 +68,7 @@ def invite(home: Path, name: str, days: int = 7, now: float | None = None) -> tu
         nonce_hash=invitation.nonce_hash(nonce),
         expires=expires,
     )
-    leave_study(mailbox(home, config, invited), home, config, key, study, name)
+    leave_study(mailbox(home, config, invited), key, study.digest, package.pack(home / config.study), name)
     roster.write(home, invited, site)
     ca = home / "keys" / "ca.pem"
     said = Invitation(
@@ -152,10 +152,14 @@ def _key(home: Path) -> bytes:
     return read_key(home / "keys" / "coordinator.key")
 
 
-def leave_study(box: Exchange, home: Path, config: Config, key: bytes, study: Study, name: str) -> None:
-    """Put the study into the mailbox, signed for this site, in place of what was there. The same study is the same bytes."""
-    about = About(study.digest, 0, 0, 0, name, "request", study.digest)
-    signed = identity.sign(key, about, package.pack(home / config.study))
+def leave_study(box: Exchange, key: bytes, digest: str, data: bytes, name: str) -> None:
+    """Put the study into a site's mailbox, signed for it, in place of what was there. The same study is the same bytes.
+
+    Args:
+        digest: of the protocol.
+        data: its package.
+    """
+    signed = identity.sign(key, About(digest, 0, 0, 0, name, "request", digest), data)
     new = Name.of(signed, 0, 0, "study")
     for old in [*box.list(folder(0, 0, "join")), *box.list(folder(0, 0, "study"))]:
         if old != new:

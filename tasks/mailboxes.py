@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedrounds.coordinator import files
 from fedrounds.core.errors import StateError, StudyError
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.sources.site_file import Coordinator
@@ -37,12 +38,8 @@ def mailbox_of(coordinator: Coordinator, home: Path, tries: int | None = None) -
 
 def read_key(file: Path) -> bytes:
     """A private key, 32 bytes. Raises StateError where the file holds none, or others may read it."""
-    text = _secret(file, "a private key of 64 hex digits")
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
+    key = _key(_secret(file, "a private key of 64 hex digits"))
+    if key is None:
         raise StateError(
             f"expected a private key of 64 hex digits in {file}, found another text: restore it from a copy"
         )
@@ -51,32 +48,24 @@ def read_key(file: Path) -> bytes:
 
 def public_key_of(text: str, whose: str) -> bytes:
     """A public key as it is written, 32 bytes. Raises StudyError where it is none."""
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
+    key = _key(text)
+    if key is None:
         raise StudyError(f"expected {whose} public key as 64 hex digits, found another text: ask for it again")
     return key
 
 
 def write_secret(file: Path, text: str) -> None:
-    """Put a secret into a file that its owner alone reads, wholly or not at all."""
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.unlink(missing_ok=True)
-    scratch.touch(mode=0o600)
-    scratch.write_text(f"{text}\n")
-    scratch.replace(file)
+    """Put a secret into a file that its owner alone reads, wholly or not at all; it is on the disk when this returns."""
+    files.write(file, f"{text}\n", files.SECRET)
 
 
 def _secret(file: Path, what: str) -> str:
+    return files.secret(file, what, "`fedrounds site join` writes it").strip()
+
+
+def _key(text: str) -> bytes | None:
     try:
-        if file.stat().st_mode & 0o077:
-            raise StateError(
-                f"expected {what} that its owner alone reads, found {file} open to others: chmod 600 {file}"
-            )
-        return file.read_text().strip()
-    except OSError as error:
-        raise StateError(
-            f"expected {what} in {file}, found: {error.strerror}: `fedrounds site join` writes it"
-        ) from None
+        key = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return key if len(key) == 32 else None

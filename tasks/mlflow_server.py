@@ -19,6 +19,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedrounds.tasks.ending import end
+
 HOST = "127.0.0.1"
 GRACE_S = 5.0
 QUIET = {
@@ -78,13 +80,7 @@ class MlflowServer:
 
     def stop(self) -> None:
         """End it: by the end of its input, else by force. A second call does nothing."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(GRACE_S + 1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, GRACE_S + 1)
 
 
 # The child process.

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrounds.core.errors import ServiceError
+from fedrounds.tasks.ending import end
 
 HOST = "127.0.0.1"
 GRACE_S = 2.5  # from the end of the input to the end of the process
@@ -183,13 +184,7 @@ class PrefectServer:
 
     def stop(self) -> None:
         """End the server: it closes its database and leaves, or is killed. A second call does nothing."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(GRACE_S + 1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, GRACE_S + 1)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)  # never through a proxy

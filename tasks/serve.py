@@ -6,15 +6,14 @@ worker's user. On loopback that would be every user of the machine.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shlex
 import sys
 from pathlib import Path
-from typing import IO
 
 from fedrounds.core.errors import StateError
+from fedrounds.tasks.locked import locked
 from fedrounds.tasks.prefect_server import PrefectServer, settings
 from fedrounds.tasks.worker import Worker
 
@@ -33,7 +32,11 @@ class Served:
     def __init__(self, mlruns: Path, port: int = 0, ours: dict[str, str] | None = None) -> None:
         self.home, self.log = mlruns / ".prefect", mlruns / ".prefect" / "serve.log"
         self.home.mkdir(parents=True, exist_ok=True)
-        self._alone = _alone(self.home / "lock")
+        self._alone = locked(
+            self.home / "lock",
+            f"expected to serve the workspace {self.home.parent}, found another process that does: deploy to its server"
+            " (docs/schedules.md), or end it",
+        )
         self.password = _password(self.home / "password")
         self.secrets = {"PREFECT_API_AUTH_STRING": self.password}
         more = {**OURS, **(ours or {}), "PREFECT_SERVER_API_AUTH_STRING": self.password, **self.secrets}
@@ -75,20 +78,6 @@ class Served:
             self.worker.stop()
         self.server.stop()
         self._alone.close()
-
-
-def _alone(file: Path) -> IO[str]:
-    """An open file that is locked as long as this process lives. Raises StateError if another one serves the workspace."""
-    lock = file.open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise StateError(
-            f"expected to serve the workspace {file.parent.parent}, found another process that does: deploy to its server"
-            " (docs/schedules.md), or end it"
-        ) from None
-    return lock
 
 
 def _password(file: Path) -> str:

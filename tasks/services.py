@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import http.client
 import os
 import shutil
@@ -27,8 +26,9 @@ from typing import IO, Protocol
 from fedrounds.coordinator import certificates, deployment
 from fedrounds.coordinator import config as configs
 from fedrounds.coordinator.config import Config, Secrets
-from fedrounds.core.errors import FedroundsError, ServiceError, StateError
+from fedrounds.core.errors import FedroundsError, ServiceError
 from fedrounds.tasks import inviting
+from fedrounds.tasks.locked import locked
 from fedrounds.tasks.mlflow_server import MlflowServer
 from fedrounds.tasks.prefect_server import PrefectServer
 from fedrounds.tasks.serve import OURS
@@ -160,7 +160,13 @@ class Services:
         try:
             for name in ("mlflow", "prefect", "nginx", "log"):
                 (self.home / name).mkdir(exist_ok=True)
-            self._locks = [_alone(self.home / "log" / f".{name}.lock", name) for name in self.names]
+            self._locks = [
+                locked(
+                    self.home / "log" / f".{name}.lock",
+                    f"expected to be the one who runs {name} of {self.home}, found another process that does: end it first",
+                )
+                for name in self.names
+            ]
             deployment.write(self.home, self.config, self.secrets)
             certificates.renew(self.home / "keys", self.config.host)
             if "mlflow" in self.names:
@@ -334,19 +340,6 @@ def _listen(port: int) -> socket.socket:
                     f"expected port {port} of {HOST} to be free for MLflow, found: {error.strerror}: end what has it, or change [ports]"
                 ) from None
             time.sleep(0.2)
-
-
-def _alone(file: Path, name: str) -> IO[str]:
-    """An open file that is locked as long as this process lives."""
-    lock = file.open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise StateError(
-            f"expected to be the one who runs {name} of {file.parent.parent}, found another process that does: end it first"
-        ) from None
-    return lock
 
 
 def _last_line(log: Path, name: str) -> str:

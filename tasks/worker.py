@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedrounds.tasks.ending import end
+
 GRACE_S = 10  # for Prefect's worker to end a tick's process and say so to the server
 
 
@@ -46,13 +48,7 @@ class Worker:
 
     def stop(self) -> None:
         """End it and the tick that it runs. A second call does nothing."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(GRACE_S + 2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, GRACE_S + 2)
 
 
 # The child process.

@@ -8,19 +8,17 @@ import io
 import itertools
 import json
 import os
-import pwd
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from postgres import Postgres
 
 ROUNDS = 3
 STUDIES = itertools.count(1)
@@ -120,85 +118,17 @@ def tool(name: str, package: str, *places: str) -> Path:
     return Path(found)
 
 
-class Postgres:
-    """Debian's PostgreSQL on a socket file in a folder of its own; as root it runs as Debian's user `postgres`."""
-
-    def __init__(self) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="fedrounds-pg-"))  # pytest's own folders are closed to that user
-        self.home.chmod(0o755)
-        self.log, self.socket = self.home / "log", self.home / "server"
-        self.socket.mkdir()
-        self.who: dict[str, object] = {}
-        if os.geteuid() == 0:
-            owner = pwd.getpwnam("postgres")
-            os.chown(self.socket, owner.pw_uid, owner.pw_gid)
-            self.who = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
-        self.run(
-            "initdb",
-            "-D",
-            self.socket / "data",
-            "-A",
-            "trust",
-            "-U",
-            "fedrounds",
-            "--no-sync",
-            "-E",
-            "UTF8",
-            "--no-locale",
-        )
-        self.server: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def run(self, name: str, *words: object) -> None:
-        """One of its programs, as its user."""
-        command = [str(self.tool(name)), *map(str, words)]
-        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, timeout=60, **self.who)
-
-    def tool(self, name: str) -> Path:
-        """One of its programs."""
-        places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-        return tool(name, "postgresql", *map(str, places))
-
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        words = [self.tool("postgres"), "-D", self.socket / "data", "-k", self.socket, "-c", "listen_addresses=", "-F"]
-        with self.log.open("wb") as said:
-            command = list(map(str, words))
-            self.server = subprocess.Popen(
-                command, cwd="/", stdout=said, stderr=said, start_new_session=True, **self.who
-            )
-        end = time.monotonic() + 60
-        while "ready to accept" not in self.log.read_text():
-            assert self.server.poll() is None, self.log.read_text()[-2000:]
-            assert time.monotonic() < end, self.log.read_text()[-2000:]
-            time.sleep(0.02)
-
-    def kill(self, how: int = signal.SIGKILL) -> None:
-        """End the server and its children, which are a group of their own: at once, and with no last word to anybody."""
-        if self.server is not None:
-            os.killpg(self.server.pid, how)
-            self.server.wait(30)
-            self.server = None
-
-    def database(self, name: str) -> str:
-        """Make a database of that name; gives its address."""
-        self.run("createdb", "-h", self.socket, "-U", "fedrounds", name)
-        return self.address(name)
-
-    def address(self, name: str) -> str:
-        """A database's address for SQLAlchemy."""
-        return f"postgresql+psycopg2://fedrounds@/{name}?host={self.socket}"
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """One server for all tests of a worker. Whoever kills it starts it again."""
-    made = Postgres()
+    place = Path(tempfile.mkdtemp(prefix="fedrounds-pg-"))  # pytest's own folders are closed to the database's user
+    place.chmod(0o755)
+    made = Postgres(place / "server", network=False)
     try:
         yield made
     finally:
         made.kill()
-        shutil.rmtree(made.home, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

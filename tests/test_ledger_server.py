@@ -200,7 +200,7 @@ class Wire:
 
 @pytest.fixture
 def wire(postgres):
-    made = Wire(postgres.socket / ".s.PGSQL.5432")
+    made = Wire(postgres.home / ".s.PGSQL.5432")
     yield made
     made.listening.close()
 
@@ -395,9 +395,9 @@ def test_a_password_is_in_no_message(address):
 def test_who_is_not_let_in_is_told_so_and_need_not_wait(postgres, ledgers):
     raw(ledgers, "CREATE ROLE guest LOGIN")
     for address in (
-        f"postgresql://nobody@/ledgers?host={postgres.socket}",
-        f"postgresql://fedrounds@/nowhere?host={postgres.socket}",
-        f"postgresql://guest@/ledgers?host={postgres.socket}&study=guests",
+        f"postgresql://nobody@/ledgers?host={postgres.home}",
+        f"postgresql://fedrounds@/nowhere?host={postgres.home}",
+        f"postgresql://guest@/ledgers?host={postgres.home}&study=guests",
     ):
         with pytest.raises(StateError, match="check the address, the password"):
             Ledger.open(address)
