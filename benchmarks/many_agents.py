@@ -339,6 +339,7 @@ def page(
         rest=1e3 * rest,
         idle=8 * poll,
         asked=found.requests,
+        serving=agents * found.requests * rest,
         few=1 / (rest / poll + check / known.cached_s),
         many=1 / (rest / 30 + check / known.cached_s),
     )

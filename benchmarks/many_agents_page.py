@@ -8,8 +8,8 @@ PAGE = """# Many agents
 
 Written by `make many-agents` on {date} at commit {commit}, Python {python}, {cores} cores. {agents} agents, each a thread of one process with
 a folder, key, user, password and TLS connection of its own, `poll = {poll:g}`, `prefect = "off"`. nginx, one MLflow server with basic-auth,
-PostgreSQL and the run are real, on the same machine; everything else there took {others} of its cores in the two windows. CPU seconds
-bear that; a round's times are longer by it.
+PostgreSQL and the run are real, on the same machine; everything else there took {others} of its cores in the two windows. That
+lengthens a round; CPU seconds it hardly changes.
 
 ## Waiting for questions
 
@@ -23,6 +23,7 @@ One check of a password costs {hash:.0f} ms of CPU here (Werkzeug's scrypt, 32 M
 
 {round}
 
+A round is {agents} × {asked:.1f} requests, {serving:.1f} s of CPU in MLflow's one process: for that it waits, more than for polls or for work.
 The command includes {agents} gates, {gates} at a time on this one machine; hospitals judge their data at once. To invite and enrol all took
 {joining:.0f} s: nginx lets one address change 20 passwords at once, then 30 a minute.
 
