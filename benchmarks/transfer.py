@@ -11,7 +11,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import resource
 import ssl
 import statistics
 import subprocess
@@ -50,7 +49,7 @@ def client(what: str, home: Path, site: Path, file: Path) -> dict[str, float]:
     else:
         plain(home, coordinator.experiment, file, str(site / coordinator.ca))
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "rest": rest, "most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "rest": rest, "most": resident("VmHWM")}
 
 
 def plain(home: Path, experiment: str, file: Path, ca: str) -> None:

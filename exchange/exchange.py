@@ -21,7 +21,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import LARGEST_MESSAGE
 from fedrounds.exchange.name import Name, folder_of
 
-PIECE = 4 << 20
+PIECE = 8 << 20
 MOST = LARGEST_MESSAGE + (1 << 10)  # a message in its envelope
 
 

@@ -303,6 +303,11 @@ class Ledger(Attempts):
         with self._database.write() as connection:
             put(connection, schema.projected, {"visit": visit}, {"at": time.time()})
 
+    def projected(self) -> int:
+        """How many visits MLflow was written to hold."""
+        with self._database.read() as connection:
+            return connection.scalar(select(func.count()).select_from(schema.projected)) or 0
+
     def forget_projected(self) -> None:
         """MLflow lost what it held: every visit and act is to be written again."""
         with self._database.write() as connection:

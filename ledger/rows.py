@@ -122,7 +122,7 @@ class Attempt:
     opened: float
     deadline: float
     closed: float | None
-    outcome: Literal["", "committed", "failed"]
+    outcome: Literal["", "committed", "failed", "dropped"]
     asking: bytes = field(repr=False)
 
 

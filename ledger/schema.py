@@ -140,7 +140,7 @@ attempts = Table(
     Column("opened", Double, nullable=False),
     Column("deadline", Double, nullable=False),
     Column("closed", Double),  # empty while it is open
-    Column("outcome", String, nullable=False),  # committed or failed; empty while it is open
+    Column("outcome", String, nullable=False),  # committed, failed or dropped; empty while it is open
     Column("asking", LargeBinary, nullable=False),  # `core.asking`; emptied when it closes
 )
 

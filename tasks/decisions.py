@@ -95,16 +95,24 @@ class Decisions:
         now, touched = Standing(), set(about)
         said: dict[int, tuple[str, str]] = {}
         done: defaultdict[int, list[Act]] = defaultdict(list)
+        crowned: set[int] = set()  # what was champion once keeps its card, whether it was told of then or is only now
         for event in self._until(visit):
             words = now.words(event)
             said |= words
+            crowned |= {round for round, (word, _) in words.items() if word == "promoted"}
             if isinstance(event, Act):
                 touched |= words.keys() if event in acts else set()
                 for round in words:
                     done[round].append(event)
             now = now.after(event)
         for round in sorted(touched):
-            self._tell(round, about.get(round) or self.ledger.deciding(round).record, said[round], done[round])
+            self._tell(
+                round,
+                about.get(round) or self.ledger.deciding(round).record,
+                said[round],
+                done[round],
+                round in crowned,
+            )
 
     def point(self, visit: int) -> None:
         """The aliases go where the ledger has them after this visit, and what people did then; a later one may be there."""
@@ -119,7 +127,9 @@ class Decisions:
     def _until(self, visit: int) -> list[Decision | Act]:
         return [event for event in self._events() if event.visit <= visit]
 
-    def _tell(self, round: int, record: Mapping[str, Any], last: tuple[str, str], acts: Sequence[Act]) -> None:
+    def _tell(
+        self, round: int, record: Mapping[str, Any], last: tuple[str, str], acts: Sequence[Act], crowned: bool
+    ) -> None:
         """What a version's page and its round's run say: how its model scored, whether it became champion and why, and what people did."""
         version, run = self.versions[round], self.runs[f"round {round}"]
         tags = {"fedrounds.decision": last[0], "fedrounds.reason": last[1][:MOST]}
@@ -138,7 +148,7 @@ class Decisions:
         folder = self.artifacts / run / "artifacts"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "decision.json").write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
-        if last[0] == "promoted":
+        if crowned:
             told = card(self.study, record, trained.record, lineage=self.lineage, model=trained.model)
             put(folder / "model_card.md", told)
 

@@ -75,8 +75,11 @@ def _config(home: Path, public: str, addresses: dict[str, str]) -> Config:
     except ValueError as error:
         raise StudyError(f"{error}, found another --public: mend it") from None
     port = urlsplit(public).port or 443
-    first = 20000 + zlib.crc32(str(home.absolute()).encode()) % 10000  # the same for a folder, and seldom another's
-    staff, mlflow, prefect = _free([8444, first, first + 1], {port})
+    first = 20000 + zlib.crc32(str(home.absolute()).encode()) % 3000 * 4  # the same for a folder, and seldom another's
+    usual = (
+        8444 if port in (443, 8443) else first + 2
+    )  # a machine with a port of its own for one may have several coordinators
+    staff, mlflow, prefect = _free([usual, first, first + 1], {port})
     return Config(public=public, **addresses, ports=Ports(public=port, staff=staff, mlflow=mlflow, prefect=prefect))
 
 

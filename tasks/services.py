@@ -359,7 +359,8 @@ def _last_line(log: Path, name: str) -> str:
         for line in file.read_text(errors="replace").splitlines()
         if line.strip()
     ]
-    return f"see {files[0]}, it ends: {lines[-1].strip()[:200]}" if lines else f"see {files[0]}"
+    telling = [line for line in lines if " failed (" in line and name == "nginx"] or lines  # its last word is no reason
+    return f"see {files[0]}, it ends: {telling[-1].strip()[:200]}" if lines else f"see {files[0]}"
 
 
 def _end_with_parent() -> None:

@@ -52,7 +52,7 @@ class Projection:
         self.experiment = self._experiment()
         self.runs = self._known_runs()
         self.versions = self._known_versions()
-        lost = "lineage" not in self.runs and len(ledger.unprojected()) < len(ledger.visits())
+        lost = "lineage" not in self.runs and ledger.projected() > 0
         if repair or lost:
             ledger.forget_projected()
         self.points: defaultdict[str, list[Any]] = defaultdict(list)  # what a run is about -> metrics not yet written

@@ -264,6 +264,7 @@ def test_a_folder_is_made_whole_without_site_files_and_secrets_are_for_their_own
     home = tmp_path / "c"
     assert config.read(home) == made
     assert (made.ports.public, made.host) == (443, "fedrounds.example.org")
+    assert len({*made.ports.model_dump().values()}) == 4
     assert sorted(path.name for path in home.iterdir()) == sorted([*deployment.OWN, "coordinator.toml", "secrets.toml"])
     assert not (home / "study" / "sites").exists()
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
@@ -277,6 +278,15 @@ def test_a_folder_is_made_whole_without_site_files_and_secrets_are_for_their_own
             assert not any(word in file.read_text() for word in hidden), file
     for file in (home / "deploy").iterdir():
         assert "@" not in file.read_text().replace("fedrounds@127", ""), file
+
+
+@pytest.mark.parametrize(("port", "usual"), [(443, True), (8443, True), (9001, False)])
+def test_only_a_coordinator_at_the_usual_port_takes_the_usual_one_for_people(study, tmp_path, port, usual):
+    made = founding.found(tmp_path / "c", study, f"https://localhost:{port}", "")
+    assert (8444 <= made.ports.staff < 8500) == usual  # the next free one where another coordinator has it
+    assert (
+        20000 <= made.ports.mlflow < made.ports.prefect < 32768
+    )  # no port that the system gives to outgoing connections
 
 
 def test_systemds_units_run_one_server_each(study, tmp_path):
