@@ -6,11 +6,13 @@ import shutil
 import socket
 import subprocess
 import time
-from contextlib import closing
+from collections import deque
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 from chaos import Chaos
-from demo_federated import demonstration, split
+from demo_federated import demonstration
 
 SPACE, OUTER, INNER = "fedrounds-wall", "10.213.7.1", "10.213.7.2"
 IN_IT = ["ip", "netns", "exec", SPACE]
@@ -28,10 +30,21 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, timeout=30)
 
 
+def inside(*words: str) -> None:
+    """In the hospital's namespace."""
+    subprocess.run([*IN_IT, *words], check=True, timeout=30)
+
+
 @pytest.fixture(scope="module")
 def wall():
     """The namespace, and what ends it."""
-    for tool, package in (("ip", "iproute2"), ("nft", "nftables"), ("ss", "iproute2"), ("nginx", "nginx-light")):
+    for tool, package in (
+        ("ip", "iproute2"),
+        ("nft", "nftables"),
+        ("ss", "iproute2"),
+        ("tc", "iproute2"),
+        ("nginx", "nginx-light"),
+    ):
         assert shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin"), (
             f"expected {tool}, found none: apt-get install {package}"
         )
@@ -46,7 +59,7 @@ def wall():
             ["addr", "add", f"{INNER}/30", "dev", "fr-inner"],
             ["link", "set", "fr-inner", "up"],
         ):
-            subprocess.run([*IN_IT, "ip", *words], check=True, timeout=30)
+            inside("ip", *words)
         subprocess.run([*IN_IT, "nft", "-f", "-"], input=WALL, text=True, check=True, timeout=30)
         yield
     finally:
@@ -54,10 +67,18 @@ def wall():
         ip("netns", "del", SPACE)
 
 
+def wide(study: Path) -> None:
+    """A model whose updates have 80 kB, so that an upload can be met on its way."""
+    file = study / "study.toml"
+    text = file.read_text()
+    assert 'kind = "logistic"' in text
+    file.write_text(text.replace('kind = "logistic"', 'kind = "mlp"\nhidden = [96, 96]'))
+
+
 @pytest.fixture(scope="module")
 def chaos(wall):
     """A study whose hospital `east` is behind the wall; the others are not."""
-    with demonstration(ROUNDS, heart=False, public=f"https://{OUTER}", inside={SITE: IN_IT}) as it:
+    with demonstration(ROUNDS, heart=False, plant=wide, public=f"https://{OUTER}", inside={SITE: IN_IT}) as it:
         yield Chaos(it, seed=2)
 
 
@@ -73,6 +94,31 @@ def open_to_the_hospital(port: int) -> bool:
         return probe.connect_ex((INNER, port)) == 0
 
 
+@contextmanager
+def slowly():
+    """A line on which the hospital sends 25 kB a second."""
+    shaped = ("dev", "fr-inner", "root", "tbf", "rate", "200kbit", "burst", "16kb", "latency", "400ms")
+    inside("tc", "qdisc", "add", *shaped)
+    try:
+        yield
+    finally:
+        inside("tc", "qdisc", "del", *shaped[:3])
+
+
+def uploading(within: float = 90, kilobytes: int = 25, span: float = 1.5) -> bool:
+    """Wait until the hospital sends more in a span of seconds than looks into its mailbox do (10 kB); whether it came to that."""
+    counter, seen = Path("/sys/class/net/fr-outer/statistics/rx_bytes"), deque[tuple[float, int]]()
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        seen.append((time.monotonic(), int(counter.read_text())))
+        while seen[-1][0] - seen[0][0] > span:
+            seen.popleft()
+        if seen[-1][1] - seen[0][1] > 1000 * kilobytes:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_hospital_that_reaches_one_port_outwards_joins_and_trains_and_opens_none(chaos):
     run, seen = chaos.run(), []
     while run.poll() is None:
@@ -86,17 +132,20 @@ def test_a_hospital_that_reaches_one_port_outwards_joins_and_trains_and_opens_no
     assert not open_to_the_hospital(4200)
 
 
-def test_a_network_that_is_cut_for_seconds_changes_no_bit(chaos):
-    log = chaos.it.base / f"{SITE}.log"
-    run, before = chaos.run(), len(log.read_text())
-    until = time.monotonic() + 90
-    while "train: answered" not in log.read_text()[before:] and time.monotonic() < until:
-        time.sleep(0.02)
-    ip("link", "set", "fr-outer", "down")
-    time.sleep(CUT_S)
-    ip("link", "set", "fr-outer", "up")
+def test_a_network_that_is_cut_amid_an_upload_changes_no_bit(chaos):
+    log = chaos.it.home / "log" / "nginx-access.log"
+    before = len(log.read_text().splitlines())
+    with slowly():
+        run = chaos.run()
+        met = uploading()
+        inside("ip", "link", "set", "fr-inner", "down")
+        time.sleep(CUT_S)
+        inside("ip", "link", "set", "fr-inner", "up")
     chaos.finish(run)
-    assert max(part["all"] for part in split(chaos.it)) > CUT_S - 1, "a round was under way, and waited"
+    assert met, "a reply takes seconds on so slow a line"
+    lines = [line.split() for line in log.read_text().splitlines()[before:]]
+    puts = [float(line[-1]) for line in lines if line[1] == f"site-{SITE}" and line[3] == "PUT"]
+    assert max(puts) > CUT_S, "an upload was open while there was no network"
     assert chaos.examine() == []
 
 
