@@ -48,6 +48,7 @@ BY_FLOW = """
 import asyncio, importlib.util, json, os, sys, threading, time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(sys.argv[1]).parents[1] / "benchmarks"))  # as the tests' own configuration has it
 spec = importlib.util.spec_from_file_location("shared", sys.argv[1])
 shared = sys.modules["shared"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shared)
