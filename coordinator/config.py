@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedrounds.coordinator import files
 from fedrounds.core.errors import StateError
-from fedrounds.core.study import Frozen
+from fedrounds.core.frozen import Frozen
 
 FILE, SECRETS = "coordinator.toml", "secrets.toml"
 Port = Annotated[int, Field(gt=0, lt=65536, strict=True)]

@@ -17,9 +17,9 @@ from pydantic import Field
 from fedrounds.coordinator import files
 from fedrounds.core import identity
 from fedrounds.core.errors import StateError, StudyError, UpdateRejected
+from fedrounds.core.frozen import Frozen, Name
 from fedrounds.core.identity import About
 from fedrounds.core.invitation import nonce_hash
-from fedrounds.core.study import Frozen, Name
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import Name as ObjectName
 from fedrounds.exchange.name import folder

@@ -7,14 +7,18 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, StringConstraints
 
+from fedrounds.core import masked, sheets
 from fedrounds.core.algorithm import SiteState, Sums
 from fedrounds.core.codec import foreign, narrow, widen
 from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.frozen import Frozen
+from fedrounds.core.masked import Self
 from fedrounds.core.messages import OF_TABLE, Reply, Request
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import withhold
-from fedrounds.core.study import Frozen
+from fedrounds.core.privacy.secagg import Vault
+from fedrounds.core.round import sheet_of
 
 
 class Policy(Frozen):
@@ -63,6 +67,54 @@ def handle(
     Returns:
         The site's new state and its reply. What the policy or the data do not allow gets a refusal, and leaves the state as it was.
     """
+    if plan.study.masked:
+        return state, _said(request, site, "its study masks its sums: it sends none that are not")
+    after, refusal, sums = _answered(request, state, data, plan, policy, rng)
+    return after, _said(request, site, refusal, sums)
+
+
+def handle_masked(
+    request: Request,
+    vault: Vault,
+    me: Self,
+    state: SiteState,
+    data: Cohort | Rows | None,
+    plan: Plan,
+    policy: Policy,
+    rng: np.random.Generator,
+) -> tuple[Vault, SiteState, Reply]:
+    """Answer one request of a study that masks its sums.
+
+    Args:
+        vault: the site's secrets for this study. The one that comes back must be stored before the reply leaves.
+        data: not needed for what touches no row (`masked.PHASES`).
+    """
+    try:
+        if plan.study.masked is None:
+            raise UpdateRejected("its study does not mask its sums: it was asked as if it did")
+        if request.study != plan.digest:
+            raise UpdateRejected(foreign_study(request, plan))
+        if request.ask in masked.PHASES:
+            after, arrays = masked.answer_phase(request, vault, me)
+            return after, state, _said(request, me.site, "", arrays)
+        assert data is not None
+        asked = masked.announced_by(request)
+        left, refusal, sums = _answered(
+            asked, state, data, plan, policy.model_copy(update={"merge_scores": False}), rng
+        )
+        if refusal:
+            raise UpdateRejected(refusal)
+        weighed = sheets.weighed(plan.study, sums, me.site, sheets.scale(plan.study, asked.arrays))
+        after, arrays = masked.protect(request, weighed, sheet_of(plan, asked), vault, me)
+        return after, left, _said(request, me.site, "", arrays)
+    except UpdateRejected as error:
+        return vault, state, _said(request, me.site, str(error))
+
+
+def _answered(
+    request: Request, state: SiteState, data: Cohort | Rows, plan: Plan, policy: Policy, rng: np.random.Generator
+) -> tuple[SiteState, str, Sums]:
+    """The new state, why nothing is answered (empty if something is), and the sums."""
     sums: Sums = {}
     refusal = _refusal(request, data, plan, policy)
     if not refusal:
@@ -80,7 +132,12 @@ def handle(
                 refusal, sums = str(error), {}
         else:
             refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
-    return state, Reply(request.study, request.round, request.exchange, request.ask, request.base, site, refusal, sums)
+    return state, refusal, sums
+
+
+def _said(request: Request, site: str, refusal: str, sums: Sums | None = None) -> Reply:
+    asked = request.study, request.round, request.exchange, request.ask, request.base
+    return Reply(*asked, site, refusal, sums or {})
 
 
 def below(policy: Policy) -> str:
@@ -88,10 +145,17 @@ def below(policy: Policy) -> str:
     return f"its training patients are below the site's minimum cohort of {policy.minimum_patients}"
 
 
+def foreign_study(request: Request, plan: Plan) -> str:
+    """Why a request about another study is refused."""
+    return (
+        f"expected study {plan.digest[:12]}, was asked about {request.study[:12]}: the study file here is another one"
+    )
+
+
 def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) -> str:
     """Why this request is not answered; empty if it is."""
     if request.study != plan.digest:
-        return f"expected study {plan.digest[:12]}, was asked about {request.study[:12]}: the study file here is another one"
+        return foreign_study(request, plan)
     if request.ask not in plan.algorithms:
         return f"expected to be asked for one of {', '.join(plan.algorithms)}, was asked for '{request.ask}'"
     if unwanted := _unwanted(plan, policy):

@@ -2,8 +2,9 @@
 
     b"FEDR" | protocol, 2 bytes | header length, 4 bytes | header, UTF-8 JSON | the arrays' bytes, one after another
 
-Version 1 holds float64 arrays alone ("<f8"). Version 2 holds at least one float32 array ("<f4") beside them; so every message has one form.
-An array travels in the type that it has, and `decode` gives it back in that type; what is float32 is `core/codec.py`'s to say.
+Version 1 holds float64 arrays alone ("<f8"). Version 2 holds at least one float32 array ("<f4") beside them. Version 3 holds at least one of
+unsigned words: bytes of keys and signatures ("|u1"), masked sums ("<u2", "<u4", "<u8"). So every message has one form. An array travels in
+the type that it has, and `decode` gives it back in that type; what is float32 is `core/codec.py`'s to say.
 
 To change the format: raise PROTOCOL, teach `unpack` the new number, and keep refusing every number it does not know. A reader never
 guesses: a message that is damaged in any way is refused whole, with what was expected and what was found.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -25,13 +26,19 @@ from fedrounds.core.params import Array
 
 PROTOCOL = 1
 NARROW = 2  # the version of a message that holds a float32 array
+WORDS = 3  # and of one that holds unsigned words
+KINDS: Mapping[int, tuple[str, ...]] = {
+    PROTOCOL: ("<f8",),
+    NARROW: ("<f8", "<f4"),
+    WORDS: ("<f8", "<f4", "|u1", "<u2", "<u4", "<u8"),
+}
 MAGIC = b"FEDR"
 PREFIX = struct.Struct("<4sHI")
 LARGEST_HEADER = 1 << 20
 LONGEST_TEXT = 1000
 LARGEST_MESSAGE = 1 << 30
 
-Ask = Literal["gate", "statistics", "train", "score", "profile"]
+Ask = Literal["gate", "statistics", "train", "score", "profile", "keys", "shares", "agree", "open"]
 OF_TABLE: frozenset[Ask] = frozenset({"statistics", "profile"})  # asked about the clean table, before any preprocessing
 
 
@@ -131,13 +138,15 @@ def decode(data: bytes, kind: type[M], largest: int = LARGEST_MESSAGE) -> M:
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    """A JSON header and named arrays as bytes, float32 or else float64. Raises UpdateRejected if a number is not finite: that never travels."""
+    """A JSON header and named arrays as bytes: float32 and unsigned words as they are, all else as float64.
+
+    Raises UpdateRejected if a number is not finite: that never travels.
+    """
     parts: list[bytes] = []
     shapes: list[tuple[str, str, tuple[int, ...]]] = []
-    version = PROTOCOL
     for name, given in arrays.items():
-        kind = "<f4" if np.asarray(given).dtype == np.float32 else "<f8"
-        version = NARROW if kind == "<f4" else version
+        own = np.asarray(given).dtype.newbyteorder("<").str
+        kind = own if own in KINDS[WORDS] else "<f8"
         array = np.ascontiguousarray(given, dtype=kind)
         if not np.isfinite(array).all():
             raise UpdateRejected(
@@ -145,6 +154,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
             )
         shapes.append((name, kind, array.shape))
         parts.append(array.tobytes())
+    version = _version(kind for _, kind, _ in shapes)
     text = json.dumps({**header, "arrays": shapes}, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-(PREFIX.size + len(text)) % 8)  # the arrays start where a processor likes to read them
     return b"".join([PREFIX.pack(MAGIC, version, len(text)), text, *parts])
@@ -159,9 +169,9 @@ def unpack(data: bytes, largest: int = LARGEST_MESSAGE) -> tuple[dict[str, Any],
     magic, protocol, length = PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise UpdateRejected("expected a Fedrounds message, found other bytes: it was refused")
-    if protocol not in (PROTOCOL, NARROW):
+    if protocol not in KINDS:
         raise UpdateRejected(
-            f"expected message version {PROTOCOL} or {NARROW}, found {protocol}: install the same Fedrounds at coordinator and sites"
+            f"expected message version {PROTOCOL} to {WORDS}, found {protocol}: install the same Fedrounds at coordinator and sites"
         )
     if length > LARGEST_HEADER or PREFIX.size + length > len(data):
         raise UpdateRejected(
@@ -188,6 +198,12 @@ def unpack(data: bytes, largest: int = LARGEST_MESSAGE) -> tuple[dict[str, Any],
     return header, arrays
 
 
+def _version(kinds: Iterable[str]) -> int:
+    """The first version whose messages may hold all of these."""
+    found = set(kinds)
+    return next(version for version, known in KINDS.items() if found <= set(known))
+
+
 def _header(text: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) < len(pairs):
@@ -205,7 +221,7 @@ def _header(text: bytes) -> dict[str, Any]:
 
 def _shapes(listed: Any, version: int) -> list[tuple[str, str, tuple[int, ...]]]:
     """Names, types and shapes as the header lists them, each checked before a byte of an array is read."""
-    kinds = ("<f8",) if version == PROTOCOL else ("<f8", "<f4")
+    kinds = KINDS[version]
     if not isinstance(listed, list):
         raise UpdateRejected("expected a list of arrays in the header, found none: the message was refused")
     shapes: list[tuple[str, str, tuple[int, ...]]] = []
@@ -223,9 +239,10 @@ def _shapes(listed: Any, version: int) -> list[tuple[str, str, tuple[int, ...]]]
                 )
     if len({name for name, *_ in shapes}) != len(shapes):
         raise UpdateRejected("expected each array once, found a name twice: the message was refused")
-    if version == NARROW and all(kind == "<f8" for _, kind, _ in shapes):
+    if version != _version(kind for _, kind, _ in shapes):
         raise UpdateRejected(
-            f"expected message version {PROTOCOL} where no array is <f4, found {NARROW}: the message was refused"
+            f"expected message version {_version(kind for _, kind, _ in shapes)} for the types of its arrays, found {version}:"
+            " the message was refused"
         )
     return shapes
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from fedrounds.core.study import Fraction, Frozen, Name, NonNegative
+from fedrounds.core.frozen import Fraction, Frozen, Name, NonNegative
 
 Action = Literal["warn", "down-weight", "exclude", "halt"]
 

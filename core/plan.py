@@ -24,6 +24,7 @@ from fedrounds.core.models.multinomial import multinomial
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.profile import profiling
+from fedrounds.core.sheets import UNKNOWN, share
 from fedrounds.core.state import RunState
 from fedrounds.core.statistics import statistics
 from fedrounds.core.study import (
@@ -71,7 +72,8 @@ class Plan:
     def no_statistics(self) -> Statistics:
         """Statistics that change nothing: for rows that are a design matrix already."""
         width = len(self.columns)
-        return {"impute": np.zeros(len(self.study.features)), "center": np.zeros(width), "scale": np.ones(width)}
+        nothing = {"impute": np.zeros(len(self.study.features)), "center": np.zeros(width), "scale": np.ones(width)}
+        return nothing | ({"rows": np.array([UNKNOWN])} if self.study.masked else {})
 
 
 def seed(*words: str) -> np.random.SeedSequence:
@@ -86,6 +88,7 @@ def build(study: Study) -> Plan:
     family = _family(study, len(columns), classes)
     step, bins = _server(study), study.validation.bins
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
+    agreed |= {"rows": (1,)} if study.masked else {}
     score = scoring(family, study.target.kind, classes, bins, agreed)
     train = averaging(
         score, family, _penalised(family, study.model.l2), _local(study), weighted_mean(), step, _weight(study)
@@ -160,16 +163,12 @@ def _server(study: Study) -> server.ServerStep:
 
 def _weight(study: Study) -> Callable[[str, float], float]:
     def weight(site: str, rows: float) -> float:
-        match study.weights:
-            case "patients":
-                return rows
-            case "uniform":
-                return 1.0
-            case stated:
-                if site not in stated:
-                    raise StudyError(
-                        f"expected a weight for every site under `weights`, found none for '{site}': add it to study.toml"
-                    )
-                return stated[site]
+        if study.masked:  # one reply of all together: each site has weighed its part
+            return rows
+        if isinstance(study.weights, dict) and site not in study.weights:
+            raise StudyError(
+                f"expected a weight for every site under `weights`, found none for '{site}': add it to study.toml"
+            )
+        return share(study, site, rows)
 
     return weight

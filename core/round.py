@@ -6,23 +6,27 @@
         asking = close_exchange(asking, plan, replies)
     asking.state                           # a Closed round: the next state, and what was learned
 
-Arrival order never changes a bit: replies are folded in the order of site names.
+Arrival order never changes a bit: replies are folded in the order of site names. Where a study masks its sums, an exchange takes several
+such steps (`core/masked.py`) before the sum of all is folded as one reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fedrounds.core import masked, sheets
 from fedrounds.core.algorithm import Folded, Scores, Sums
 from fedrounds.core.codec import foreign, narrow, widen
-from fedrounds.core.errors import QuorumError, UpdateRejected
+from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
+from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
 from fedrounds.core.messages import Ask, Reply, Request
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
+from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.state import RunState
 
 
@@ -38,6 +42,28 @@ class Asking:
         default_factory=dict[str, str]
     )  # site -> reason, from earlier exchanges of the round
     factors: Mapping[str, float] = field(default_factory=dict[str, float])  # site -> what its lambda is multiplied by
+    masking: Masking | None = None  # where it stands, if the study masks its sums
+
+    def request_to(self, site: str) -> Request:
+        """The request as one site gets it: the same for all, but for what only it can unseal."""
+        if self.masking is None:
+            return self.request
+        return replace(self.request, arrays={**self.request.arrays, **self.masking.private(site)})
+
+
+@dataclass(frozen=True)
+class Roll:
+    """What a masked round needs besides the study.
+
+    Args:
+        roster: site -> public Ed25519 key, as all have agreed outside the coordinator.
+        number: for the next epoch of keys: higher than any that was ever used for this study.
+        keyring: of the epoch at hand; None: new keys are asked for. Of a round that failed it must not be used again.
+    """
+
+    roster: Mapping[str, bytes]
+    number: int
+    keyring: Keyring | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,9 @@ class Closed:
     training: Mapping[str, tuple[float, float, float]]  # site -> (rows, sum of losses, lambda)
     refused: Mapping[str, str]
     profiles: Mapping[str, Sums] = field(default_factory=dict[str, Sums])  # site -> its profile
+    heard: tuple[str, ...] = ()  # under masks: whose sum it is; scores and training are then of all together
+    clipped: int = 0  # under masks: numbers that were beyond the clip
+    keyring: Keyring | None = None  # under masks: for the next round
 
 
 def open_round(
@@ -61,43 +90,98 @@ def open_round(
     sites: Iterable[str],
     quorum: int = 1,
     factors: Mapping[str, float] | None = None,
+    roll: Roll | None = None,
 ) -> Asking:
     """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone, `profile` for profiles.
 
     Args:
         factors: of the sites that count for less: what their lambda is multiplied by when the replies are folded.
+        roll: keys, where the study masks its sums.
     """
-    return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {}, factors or {})
+    return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {}, factors or {}, roll)
 
 
 def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Asking | Closed:
     """Fold the replies, given in site order, one at a time.
 
     Returns:
-        The round's next exchange, or the closed round.
+        The round's next exchange (under masks: or the exchange's next step), or the closed round.
 
     Raises:
         UpdateRejected: a reply is foreign, out of turn, given twice or not of the expected shape.
         QuorumError: too few sites answered; nothing has changed.
     """
     refused = dict(asking.refused)
-    algorithm = plan.algorithms[asking.request.ask]
+    if asking.masking:
+        return _unmasked(asking, asking.masking, plan, replies, refused)
     answered: list[str] = []
-    folded: Folded = algorithm.fold(asking.state, _accepted(asking, plan, replies, answered, refused))
-    if (
-        folded.state.exchange
-    ):  # a site that missed an exchange takes no part in the round's next: sums are over the same sites
-        return _ask(folded.state, plan, asking.request.ask, tuple(answered), asking.quorum, refused, asking.factors)
+    algorithm = plan.algorithms[asking.request.ask]
+    folded = algorithm.fold(asking.state, _accepted(asking, plan, replies, answered, refused))
+    return _closed(asking, plan, folded, asking.request.ask, tuple(answered), refused)
+
+
+def _closed(
+    asking: Asking,
+    plan: Plan,
+    folded: Folded,
+    ask: Ask,
+    answered: tuple[str, ...],
+    refused: Mapping[str, str],
+    opened: Opened | None = None,
+    clipped: int = 0,
+) -> Asking | Closed:
+    masking = asking.masking
+    keyring = opened.keyring if opened else None
+    if folded.state.exchange:  # who missed an exchange takes no part in the round's next: sums are over the same sites
+        roll = Roll(masking.roster, masking.number + 1, keyring) if masking else None
+        return _ask(folded.state, plan, ask, answered, asking.quorum, refused, asking.factors, roll)
     return Closed(
         folded.state,
-        asking.request.ask,
+        ask,
         asking.state.round,
         folded.scores,
         folded.paired,
         folded.training,
         refused,
         folded.profiles,
+        answered if masking else (),
+        clipped,
+        keyring,
     )
+
+
+def _unmasked(
+    asking: Asking, masking: Masking, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]
+) -> Asking | Closed:
+    """The next step of an exchange under masks; after the last, the sum of those who were heard is folded."""
+    after = masking.step(_kept(asking, plan, replies, refused), asking.quorum)
+    if isinstance(after, Masking):
+        return replace(asking, request=after.request, sites=after.sites, refused=refused, masking=after)
+    ask = masking.outer.ask
+    sheet = sheet_of(plan, masking.outer)
+    sums, clipped = sheet.sums(after.words, after.members)
+    whole = sheets.together(sums, sheets.scale(plan.study, masking.outer.arrays))
+    folded = plan.algorithms[ask].fold(asking.state, [(TOGETHER, whole)])
+    return _closed(asking, plan, folded, ask, after.heard, refused, after, clipped)
+
+
+def sheet_of(plan: Plan, asked: Request) -> Sheet:
+    """How the sums of an exchange become words under masks."""
+    shapes = plan.algorithms[asked.ask].shapes(asked.exchange)
+    return sheets.sheet(plan.study, asked.ask, asked.exchange, shapes, "champion" in asked.arrays)
+
+
+def _kept(asking: Asking, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]) -> Iterator[Reply]:
+    last = ""
+    for reply in replies:
+        check(reply, asking.request, asking.sites, plan)
+        if reply.site <= last:
+            raise UpdateRejected(f"expected one reply a site, in site order, found '{reply.site}' after '{last}'")
+        last = reply.site
+        if reply.refusal:
+            refused[reply.site] = reply.refusal
+        else:
+            yield reply
 
 
 def _ask(
@@ -108,11 +192,22 @@ def _ask(
     quorum: int,
     refused: Mapping[str, str],
     factors: Mapping[str, float],
+    roll: Roll | None,
 ) -> Asking:
     payload = narrow(plan.algorithms[ask].ask(state), plan.study.protocol.codec)
     number = state.round + 1 if ask == "train" else state.round
     request = Request(state.study, number, state.exchange, ask, state.model_digest, payload)
-    return Asking(state, request, sites, quorum, refused, factors)
+    protect = plan.study.masked
+    if protect is None:
+        return Asking(state, request, sites, quorum, refused, factors)
+    if roll is None:
+        raise StudyError(
+            "expected keys for a study that masks its sums, found none: this way of running it has no masks"
+        )
+    masking = Masking(request, sites, roll.roster, roll.number, protect.batch)
+    if roll.keyring and roll.keyring.serves(sites):
+        masking = replace(masking, phase="masked", keyring=roll.keyring)
+    return Asking(state, masking.request, sites, quorum, refused, factors, masking)
 
 
 def _accepted(
@@ -122,10 +217,9 @@ def _accepted(
 
     Raises QuorumError at the end if too few are left.
     """
-    shapes = plan.algorithms[asking.request.ask].shapes(asking.request.exchange)
     last = ""
     for reply in replies:
-        check(reply, asking.request, asking.sites, shapes)
+        check(reply, asking.request, asking.sites, plan)
         if said := foreign(reply.arrays, plan.study.protocol.codec):
             raise UpdateRejected(f"{said} from site '{reply.site}': its study file is another one, or its Fedrounds is")
         if reply.site <= last:
@@ -147,7 +241,7 @@ def _accepted(
         )
 
 
-def check(reply: Reply, request: Request, sites: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check(reply: Reply, request: Request, sites: tuple[str, ...], plan: Plan) -> None:
     """Raise UpdateRejected unless the reply answers this request, comes from a site that was asked, and has the expected shapes."""
     if reply.site not in sites:
         raise UpdateRejected(
@@ -161,15 +255,31 @@ def check(reply: Reply, request: Request, sites: tuple[str, ...], shapes: Mappin
             )
     if reply.refusal:
         return
-    if "champion" in request.arrays:
-        shapes = {**shapes, "paired": (PAIRED,)}
+    shapes = expected(request, plan)
     if reply.arrays.keys() != shapes.keys():
         raise UpdateRejected(
             f"expected arrays {sorted(shapes)} from site '{reply.site}', found {sorted(reply.arrays)[:12]}: it was refused"
         )
-    for name, shape in shapes.items():
-        if reply.arrays[name].shape != shape:
+    for name, (shape, words) in shapes.items():
+        found = reply.arrays[name]
+        if found.shape != shape:
             raise UpdateRejected(
-                f"expected {name} of shape {shape}, found {reply.arrays[name].shape} from site '{reply.site}':"
+                f"expected {name} of shape {shape}, found {found.shape} from site '{reply.site}':"
                 f" its cohort lacks or adds a column of the study"
             )
+        if words and found.dtype != words:
+            raise UpdateRejected(
+                f"expected {name} as {words}, found {found.dtype} from site '{reply.site}': it was refused"
+            )
+
+
+def expected(request: Request, plan: Plan) -> Mapping[str, tuple[tuple[int, ...], str]]:
+    """Name, shape and, of words, the type of every array that an answer holds."""
+    if request.ask in masked.PHASES:
+        return masked.expected(request, {})
+    if plan.study.masked:
+        return masked.expected(request, sheet_of(plan, request).layout())
+    shapes = plan.algorithms[request.ask].shapes(request.exchange)
+    if "champion" in request.arrays:
+        shapes = {**shapes, "paired": (PAIRED,)}
+    return {name: (shape, "") for name, shape in shapes.items()}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedrounds.core.algorithm import SiteState
-from fedrounds.core.answer import Policy, handle
+from fedrounds.core.answer import Policy, handle, handle_masked
+from fedrounds.core.identity import new_key, public_key
+from fedrounds.core.masked import Keyring, Self
 from fedrounds.core.messages import Ask, Reply, Request, decode, encode
+from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows
 from fedrounds.core.preprocess import encode as encode_rows
-from fedrounds.core.round import Asking, Closed, close_exchange, open_round
+from fedrounds.core.privacy.secagg import Vault
+from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
 
 OPEN = Policy(minimum_patients=1, finest_bins=10_000, merge_scores=False)
@@ -28,6 +33,7 @@ def simulate(
     quorum: int = 1,
     policy: Policy = OPEN,
     wire: bool = False,
+    lost: Callable[[Request, str], bool] | None = None,
 ) -> Iterator[Closed]:
     """Agree on statistics, train `rounds` rounds, score the last model; yields each closed round (the last one asked only for scores).
 
@@ -36,18 +42,25 @@ def simulate(
         state: where to go on from; the start of the study by default.
         rng_of: (round, site) -> what the site draws from; by the study's seed otherwise.
         wire: carry every message as bytes.
+        lost: (request, site) -> whether the site's answer is lost on its way.
     """
     encoded = {site: rows for site, rows in data.items() if isinstance(rows, Rows)}
     state = state or plan.start(plan.no_statistics() if encoded else None)
-    carry = _by_wire if wire else _by_hand
-    memories: dict[str, SiteState] = {}
+    keys = {site: new_key() for site in data} if plan.study.masked else {}
+    roster = {site: public_key(key) for site, key in keys.items()}
+    sites = {
+        site: _Site(site, plan, policy, rng_of or plan.rng, Self(site, keys[site], roster) if keys else None)
+        for site in data
+    }
+    keyring: Keyring | None = None
 
     def visit(state: RunState, ask: Ask, rows: Mapping[str, Cohort | Rows]) -> Closed:
-        asking = open_round(state, plan, ask, rows, quorum)
+        nonlocal keyring
+        roll = Roll(roster, 1 + max(site.vault.number for site in sites.values()), keyring)
+        asking = open_round(state, plan, ask, rows, quorum, roll=roll)
         while isinstance(asking, Asking):
-            asking = close_exchange(
-                asking, plan, _replies(asking, rows, memories, plan, policy, rng_of or plan.rng, carry)
-            )
+            asking = close_exchange(asking, plan, _replies(asking, rows, sites, wire, lost))
+        keyring = asking.keyring
         return asking
 
     if not state.statistics:
@@ -64,29 +77,39 @@ def simulate(
     yield visit(state, "score", encoded)
 
 
+@dataclass
+class _Site:
+    """A site of the plain loop: who it is, and what it remembers."""
+
+    name: str
+    plan: Plan
+    policy: Policy
+    rng_of: Callable[[int, str], np.random.Generator]
+    me: Self | None
+    memory: SiteState = field(default_factory=dict[str, Array])
+    vault: Vault = field(default_factory=Vault)
+
+    def answer(self, request: Request, data: Cohort | Rows) -> Reply:
+        """Answer a request, and keep what it leaves."""
+        rng = self.rng_of(request.round, self.name)
+        if self.me is None:
+            self.memory, reply = handle(request, self.memory, data, self.plan, self.policy, self.name, rng)
+        else:
+            self.vault, self.memory, reply = handle_masked(
+                request, self.vault, self.me, self.memory, data, self.plan, self.policy, rng
+            )
+        return reply
+
+
 def _replies(
     asking: Asking,
     data: Mapping[str, Cohort | Rows],
-    memories: dict[str, SiteState],
-    plan: Plan,
-    policy: Policy,
-    rng_of: Callable[[int, str], np.random.Generator],
-    carry: Callable[[Request | Reply], Request | Reply],
+    sites: Mapping[str, _Site],
+    wire: bool,
+    lost: Callable[[Request, str], bool] | None,
 ) -> Iterator[Reply]:
-    request = carry(asking.request)
-    assert isinstance(request, Request)
-    for site in asking.sites:
-        rng, memory = rng_of(request.round, site), memories.get(site, {})
-        memories[site], answered = handle(request, memory, data[site], plan, policy, site, rng)
-        reply = carry(answered)
-        assert isinstance(reply, Reply)
-        yield reply
-
-
-def _by_hand(message: Request | Reply) -> Request | Reply:
-    return message
-
-
-def _by_wire(message: Request | Reply) -> Request | Reply:
-    data = encode(message)
-    return decode(data, Request) if isinstance(message, Request) else decode(data, Reply)
+    for name in asking.sites:
+        request = asking.request_to(name)
+        reply = sites[name].answer(decode(encode(request), Request) if wire else request, data[name])
+        if lost is None or not lost(request, name):
+            yield decode(encode(reply), Reply) if wire else reply

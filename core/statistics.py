@@ -39,6 +39,7 @@ def statistics(study: Study) -> Algorithm:
         if state.exchange == 0:
             return Folded(replace(state, exchange=1, work=_impute(total, study)))
         agreed = {"impute": state.work["impute"]} | _scale(total, study, state.work["about"])
+        agreed |= {"rows": total["n"]} if study.masked else {}
         return Folded(replace(state, exchange=0, work={}, statistics=agreed))
 
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import ENVELOPE, About
 from fedrounds.core.messages import LARGEST_HEADER, Finding, Reply, Request, decode, encode
 from fedrounds.core.plan import Plan
-from fedrounds.core.round import check
+from fedrounds.core.round import check, expected
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import Name, folder
 from fedrounds.tasks.traffic import Traffic
@@ -122,10 +122,9 @@ class Desk(Traffic):
             if not found.refusal:
                 received(self.name, found.verdict)
             return found.refusal
-        shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
         reply = decode(payload, Reply)
-        check(reply, request, (self.name,), shapes)
-        if said := foreign(reply.arrays, self.plan.study.protocol.codec):
+        check(reply, request, (self.name,), self.plan)
+        if not self.plan.study.masked and (said := foreign(reply.arrays, self.plan.study.protocol.codec)):
             raise UpdateRejected(f"{said} from site '{self.name}': it was refused")
         return reply.refusal
 
@@ -133,8 +132,7 @@ class Desk(Traffic):
         """Bytes that an answer can have at most."""
         if request.ask == "gate":
             return LARGEST_HEADER
-        shapes = self.plan.algorithms[request.ask].shapes(request.exchange)
-        return LARGEST_HEADER + 8 * (sum(prod(shape) for shape in shapes.values()) + 16)
+        return LARGEST_HEADER + 8 * sum(prod(shape) for shape, _ in expected(request, self.plan).values())
 
     def sweep(self, question: Question | None = None) -> list[Name]:
         """Drop what is left of other questions than this one; returns the replies among it, of which no more than a few are told:

@@ -117,8 +117,9 @@ def test_a_header_longer_than_allowed_is_refused():
     ("data", "said"),
     [
         (raw(listing(), magic=b"PK\3\4"), "expected a Fedrounds message"),
-        (raw(listing(), version=3), "expected message version 1 or 2, found 3: install the same Fedrounds"),
-        (raw(listing(), version=2), "expected message version 1 where no array is <f4, found 2"),
+        (raw(listing(), version=4), "expected message version 1 to 3, found 4: install the same Fedrounds"),
+        (raw(listing(), version=2), "expected message version 1 for the types of its arrays, found 2"),
+        (raw(listing(), version=3), "expected message version 1 for the types of its arrays, found 3"),
         (raw(listing(["x", "<f2", [1]]), bytes(2), version=2), "expected array 'x' as <f8 or <f4 with a plain shape, found '<f2'"),
         (raw(listing(["x", "<f4", [1]]), b"\0\0\x80\x7f", version=2), "expected finite numbers in array 'x'"),
         (raw(listing(["x", "<f4", [2]]), bytes(4), version=2), "expected 8 bytes for array 'x' (2,), found 4"),

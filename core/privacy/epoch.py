@@ -1,0 +1,185 @@
+"""An epoch of secure aggregation: the public keys of a batch of exchanges, by members who signed for them; and who shares with whom.
+
+Any `threshold` of the members can open what one of them hid. Up to COMPLETE members everybody shares masks with everybody; in a larger
+federation with some on a ring (Bell et al. 2020), drawn by everybody's keys together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrounds.core import identity
+from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.privacy import shamir
+
+Bytes = NDArray[np.uint8]
+Fields = Mapping[str, NDArray[np.uint8]]  # named byte arrays, as a message carries them
+
+FEWEST = 3  # members; with two, each knows the other's part of the sum
+COMPLETE = 64  # up to so many members, each shares masks with all others
+SHARES = 2 * shamir.SHARE  # bytes: of the own mask's seed, and of the key
+SEALED = SHARES + 16
+MARK = 16  # bytes of a share's digest by which it is known again
+
+
+def threshold(members: int) -> int:
+    """How many of so many must answer: ⌊2n/3⌋ + 1, so that fewer than a third who lie cannot make two sets of survivors.
+
+    >>> [threshold(n) for n in (3, 4, 7, 10, 50, 200)]
+    [3, 3, 5, 7, 34, 134]
+    """
+    return 2 * members // 3 + 1
+
+
+def degree(members: int) -> int:
+    """With how many others a member shares masks: all, or from 65 members on enough that bad luck in the draw is out of the question."""
+    return members - 1 if members <= COMPLETE else 64 if members <= 100 else 100
+
+
+def quorum_of_shares(members: int) -> int:
+    """How many shares give a secret: of all members as `threshold` says; of a part, more than half of it (Bell et al. 2020)."""
+    return threshold(members) if members <= COMPLETE else degree(members) // 2 + 1
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The public keys of a batch of rounds, by those who signed them.
+
+    Args:
+        identities: (n, 32) of the members, in name order.
+        mask_keys, seal_keys: (n, batch, 32).
+        signatures: (n, 64) each member's own, over its keys, the study and the epoch's number.
+    """
+
+    study: str
+    number: int
+    members: tuple[str, ...]
+    identities: Bytes
+    mask_keys: Bytes
+    seal_keys: Bytes
+    signatures: Bytes
+
+    @property
+    def batch(self) -> int:
+        """How many exchanges it serves."""
+        return self.mask_keys.shape[1]
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over every word of it."""
+        sha = sha256(f"fedrounds epoch\0{self.study}\0{self.number}\0{chr(0).join(self.members)}\0".encode())
+        for part in (self.identities, self.mask_keys, self.seal_keys, self.signatures):
+            sha.update(np.ascontiguousarray(part).tobytes())
+        return sha.digest()
+
+    def neighbours(self) -> Mapping[str, tuple[str, ...]]:
+        """With whom each member shares masks and secrets, itself left out."""
+        return _neighbours(self.members, self.digest)
+
+    def holders(self) -> Mapping[str, tuple[str, ...]]:
+        """Who holds shares of each member's secrets: its neighbours and itself, in name order."""
+        return _holders(self.members, self.digest)
+
+    def fields(self) -> Fields:
+        """The epoch as the arrays of a message."""
+        return {
+            "epoch": _number(self.number),
+            "members": as_bytes("\n".join(self.members).encode()),
+            "identities": self.identities,
+            "mask_keys": self.mask_keys,
+            "seal_keys": self.seal_keys,
+            "signatures": self.signatures,
+        }
+
+
+def epoch_of(study: str, number: int, keys: Iterable[tuple[str, Fields]], roster: Mapping[str, bytes]) -> Epoch:
+    """Put the members' keys together, in name order.
+
+    Raises:
+        UpdateRejected: a key is signed by nobody whom the roster names, or there are fewer than three members.
+    """
+    listed = sorted(keys, key=lambda one: one[0])
+    if len(listed) < FEWEST:
+        raise UpdateRejected(
+            f"expected at least {FEWEST} sites for masked sums, found {len(listed)}: nothing was asked"
+        )
+    parts = {name: np.stack([keys[name] for _, keys in listed]) for name in ("mask_keys", "seal_keys", "signature")}
+    members = tuple(site for site, _ in listed)
+    identities = np.stack([as_bytes(roster[site]) for site in members])
+    epoch = Epoch(study, number, members, identities, parts["mask_keys"], parts["seal_keys"], parts["signature"])
+    verify(epoch, roster)
+    return epoch
+
+
+def read_epoch(study: str, fields: Fields) -> Epoch:
+    """The epoch that a message carries. Raises UpdateRejected where its parts do not fit each other."""
+    members = tuple(_text(fields["members"]).split("\n"))
+    n = len(members)
+    if members != tuple(sorted(set(members))) or any(not identity.SITE.fullmatch(site) for site in members):
+        raise UpdateRejected("expected the members of an epoch in name order, each once, found others: it was refused")
+    batch = fields["mask_keys"].shape[1] if fields["mask_keys"].ndim == 3 else 0
+    wanted = {"identities": (n, 32), "mask_keys": (n, batch, 32), "seal_keys": (n, batch, 32), "signatures": (n, 64)}
+    for name, shape in wanted.items():
+        if fields[name].shape != shape or not batch:
+            raise UpdateRejected(f"expected {name} of shape {shape}, found {fields[name].shape}: it was refused")
+    return Epoch(study, _read_number(fields["epoch"]), members, *(fields[name] for name in wanted))
+
+
+def verify(epoch: Epoch, roster: Mapping[str, bytes]) -> None:
+    """Raise UpdateRejected unless every member is the roster's, has signed its keys for this epoch, and no key is there twice."""
+    for at, site in enumerate(epoch.members):
+        if roster.get(site) != epoch.identities[at].tobytes():
+            raise UpdateRejected(f"expected the roster's key of '{site}', found another: the epoch was refused")
+        words = words_of_keys(epoch.study, epoch.number, site, epoch.mask_keys[at], epoch.seal_keys[at])
+        if not identity.sealed(roster[site], words, epoch.signatures[at].tobytes()):
+            raise UpdateRejected(f"expected keys signed by '{site}', found others: the epoch was refused")
+    for keys in (epoch.mask_keys, epoch.seal_keys):
+        if len({key.tobytes() for key in keys.reshape(-1, 32)}) < keys.size // 32:
+            raise UpdateRejected("expected every key of an epoch once, found one twice: the epoch was refused")
+
+
+def words_of_keys(study: str, number: int, site: str, mask_keys: Bytes, seal_keys: Bytes) -> bytes:
+    """What a member signs when it makes keys."""
+    head = f"fedrounds keys\0{study}\0{number}\0{site}\0".encode()
+    return head + sha256(mask_keys.tobytes() + seal_keys.tobytes()).digest()
+
+
+def as_bytes(data: bytes) -> Bytes:
+    """Bytes as an array of a message."""
+    return np.frombuffer(data, np.uint8)
+
+
+def _number(value: int) -> Bytes:
+    return as_bytes(value.to_bytes(8, "little"))
+
+
+def _read_number(array: Bytes) -> int:
+    return int.from_bytes(array.tobytes(), "little")
+
+
+def _text(array: Bytes) -> str:
+    try:
+        return array.tobytes().decode("ascii")
+    except UnicodeDecodeError:
+        raise UpdateRejected("expected the names of members, found other bytes: it was refused") from None
+
+
+@lru_cache(maxsize=8)
+def _neighbours(members: tuple[str, ...], turn: bytes) -> Mapping[str, tuple[str, ...]]:
+    ring = sorted(members, key=lambda site: sha256(turn + site.encode()).digest())
+    n, near = len(members), degree(len(members))
+    if near >= n - 1:
+        return {site: tuple(other for other in ring if other != site) for site in ring}
+    steps = [*range(-(near // 2), 0), *range(1, near // 2 + 1)]
+    return {site: tuple(ring[(at + step) % n] for step in steps) for at, site in enumerate(ring)}
+
+
+@lru_cache(maxsize=8)
+def _holders(members: tuple[str, ...], turn: bytes) -> Mapping[str, tuple[str, ...]]:
+    return {site: tuple(sorted((*near, site))) for site, near in _neighbours(members, turn).items()}

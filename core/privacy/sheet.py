@@ -1,0 +1,65 @@
+"""How the sums of one exchange become words that can be masked, and how their sum becomes numbers again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedrounds.core.algorithm import Sums
+from fedrounds.core.params import Array
+from fedrounds.core.privacy.grid import Grid
+from fedrounds.core.privacy.masks import Words
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """How the sums of one exchange become words: the update as words of its own, all else as one array of 64 bits.
+
+    Args:
+        grids: name -> its grid, in the order in which they travel.
+        shapes: name -> its shape.
+    """
+
+    grids: Mapping[str, Grid]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def layout(self) -> Mapping[str, tuple[int, str]]:
+        """Length and type of each array of words."""
+        sizes = {name: int(np.prod(self.shapes[name], dtype=int)) for name in self.grids}
+        rest = sum(size for name, size in sizes.items() if name != "delta")
+        found = {"words.delta": (sizes["delta"], f"<u{self.grids['delta'].bits // 8}")} if "delta" in sizes else {}
+        return {**found, "words.sums": (rest + 1, "<u8")}
+
+    def words(self, sums: Sums, sites: int) -> dict[str, Any]:
+        """The sums of one of so many sites as words; the last one counts what was clipped.
+
+        Raises UpdateRejected where a sum is beyond its grid.
+        """
+        found: dict[str, Any] = {}
+        rest: list[Any] = []
+        clipped = 0
+        for name, grid in self.grids.items():
+            words, beyond = grid.words(name, sums[name].reshape(-1), sites)
+            clipped += beyond
+            if name == "delta":
+                found["words.delta"] = words
+            else:
+                rest.append(words)
+        rest.append(np.array([clipped], np.uint64))
+        return {**found, "words.sums": np.concatenate(rest)}
+
+    def sums(self, words: Words, sites: int) -> tuple[dict[str, Array], int]:
+        """The sums of all, from the sum of their words, and how many numbers were clipped."""
+        found: dict[str, Array] = {}
+        start = 0
+        for name, grid in self.grids.items():
+            size = int(np.prod(self.shapes[name], dtype=int))
+            if name == "delta":
+                part = words["words.delta"]
+            else:
+                part, start = words["words.sums"][start : start + size], start + size
+            found[name] = grid.numbers(part, sites).reshape(self.shapes[name])
+        return found, int(words["words.sums"][-1])
