@@ -28,6 +28,10 @@ def coordinator(arguments: argparse.Namespace) -> int:
             return _invite(home, arguments.site, arguments.days, as_json)
         case "sites":
             return _sites(home, as_json)
+        case "roster":
+            from fedrounds.cli.roster import publish
+
+            return publish(home, as_json)
         case _:
             return _change(home, arguments.action, arguments.site, as_json)
 

@@ -157,6 +157,10 @@ def _site(arguments: argparse.Namespace) -> int:
         from fedrounds.cli.join import join
 
         return join(arguments.token, arguments.dir, arguments.data, arguments.site_file, arguments.json)
+    if arguments.action == "roster":
+        from fedrounds.cli.roster import agree
+
+        return agree(arguments.dir, arguments.file, arguments.json)
     from fedrounds.cli import agent
 
     return getattr(agent, arguments.action)(arguments.dir, arguments.json)
@@ -256,6 +260,10 @@ def _parser() -> argparse.ArgumentParser:
         ("approve", "say yes to the study or round that waits for a person"),
     ):
         command(word, says, site)
+    roster = command("roster", "whose keys count where sums are masked", site)
+    roster.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="go by this roster from now on (default: show)"
+    )
     _coordinator(command, group("coordinator", "the other side: servers, invitations, who takes part"))
     docs.add_argument("--site", metavar="NAME", help="this site alone (default: every one)")
     for made in (check, run, deploy, draft, docs):
@@ -304,6 +312,7 @@ def _coordinator(command: Callable[..., argparse.ArgumentParser], among: Any) ->
                 "--days", type=_days, default=7, metavar="N", help="how long the token holds (default: 7)"
             )
     command("sites", "who takes part", among)
+    command("roster", "write the hospitals' keys into a file for them, which masked sums need", among)
 
 
 def _positive(text: str) -> int:

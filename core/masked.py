@@ -33,6 +33,11 @@ ANNOUNCED = ("mask.epoch", "mask.index", "mask.asked")  # what a request for mas
 TOGETHER = "(all sites)"  # whose the sums are; no site can be called so
 
 
+def step_of(request: Request) -> int:
+    """Where a request stands among those of its visit: exchange by exchange, and under masks phase by phase."""
+    return 5 * request.exchange + {"keys": 0, "shares": 1, "agree": 3, "open": 4}.get(request.ask, 2)
+
+
 @dataclass(frozen=True)
 class Keyring:
     """The keys of an epoch as the coordinator holds them, and the first index that is still unused."""
@@ -57,6 +62,7 @@ class Masking:
         sites: whom.
         roster: site -> public Ed25519 key.
         number: of the next epoch, should one be needed: higher than any before.
+        quorum: sites that the study wants in each sum, whatever the masks need.
     """
 
     outer: Request
@@ -64,6 +70,7 @@ class Masking:
     roster: Mapping[str, bytes]
     number: int
     batch: int
+    quorum: int
     phase: Phase = "keys"
     keyring: Keyring | None = None
     epoch: Epoch | None = None
@@ -130,17 +137,25 @@ class Masking:
             "alive": _flags(self.ring.epoch.members, self.alive),
         }
 
-    def asked(self) -> tuple[str, ...]:
-        """Who is asked in this phase."""
-        return self.sites
+    @property
+    def needed(self) -> int:
+        """How many must answer this phase."""
+        epoch = self.keyring.epoch if self.keyring else self.epoch
+        members = len(epoch.members) if epoch else len(self.sites)
+        match self.phase:
+            case "keys":
+                return max(self.quorum, epochs.FEWEST)
+            case "shares" | "masked":
+                return max(self.quorum, epochs.threshold(members))
+            case "agree":
+                return epochs.threshold(members)
+            case "open":
+                return epochs.quorum_of_shares(members)
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 
-    def step(self, replies: Iterable[Reply], sites: int) -> Masking | Opened:
+    def step(self, replies: Iterable[Reply]) -> Masking | Opened:
         """Take the replies of a phase, in site order: the next phase, or the sum.
-
-        Args:
-            sites: the quorum: how many must answer at least.
 
         Raises:
             QuorumError: too few are left for the sum to be opened; nothing was.
@@ -148,31 +163,31 @@ class Masking:
         """
         match self.phase:
             case "keys":
-                return self._keys(replies, sites)
+                return self._keys(replies)
             case "shares":
-                return self._shares(replies, sites)
+                return self._shares(replies)
             case "masked":
-                return self._masked(replies, sites)
+                return self._masked(replies)
             case "agree":
                 return self._agreed(replies)
             case "open":
                 return self._opened(replies)
 
-    def _keys(self, replies: Iterable[Reply], quorum: int) -> Masking:
+    def _keys(self, replies: Iterable[Reply]) -> Masking:
         keys = [(reply.site, cast(Fields, reply.arrays)) for reply in replies]
-        _enough(len(keys), max(quorum, epochs.FEWEST), "keys")
+        _enough(len(keys), self.needed, "keys")
         epoch = epochs.epoch_of(self.outer.study, self.number, keys, self.roster)
         return replace(self, phase="shares", epoch=epoch, sites=epoch.members)
 
-    def _shares(self, replies: Iterable[Reply], quorum: int) -> Masking:
+    def _shares(self, replies: Iterable[Reply]) -> Masking:
         assert self.epoch is not None
         dealt = {reply.site: cast(Fields, reply.arrays) for reply in replies}
         for site, fields in dealt.items():
             unmask.dealt_by(self.epoch, site, fields, self.roster)
-        _enough(len(dealt), max(quorum, epochs.threshold(len(self.epoch.members))), "shares")
+        _enough(len(dealt), self.needed, "shares")
         return replace(self, phase="masked", keyring=Keyring(self.epoch, dealt), sites=tuple(sorted(dealt)))
 
-    def _masked(self, replies: Iterable[Reply], quorum: int) -> Masking:
+    def _masked(self, replies: Iterable[Reply]) -> Masking:
         announced = sha256(encode(self.announcement)).digest()
         total: dict[str, Any] = {}
         alive: list[str] = []
@@ -186,20 +201,20 @@ class Masking:
                 else:
                     total[name] = array.copy()
             alive.append(reply.site)
-        _enough(len(alive), max(quorum, epochs.threshold(len(self.ring.epoch.members))), "masked sums")
+        _enough(len(alive), self.needed, "masked sums")
         return replace(self, phase="agree", total=total, alive=tuple(alive))
 
     def _agreed(self, replies: Iterable[Reply]) -> Masking:
         announced = sha256(encode(self.announcement)).digest()
         said = {reply.site: reply.arrays["signature"].tobytes() for reply in replies}
         signatures = unmask.signatures_over(announced, self.alive, said, self.roster)
-        _enough(len(signatures), epochs.threshold(len(self.ring.epoch.members)), "signatures over who was heard")
+        _enough(len(signatures), self.needed, "signatures over who was heard")
         return replace(self, phase="open", signatures=signatures)
 
     def _opened(self, replies: Iterable[Reply]) -> Opened:
         announced = sha256(encode(self.announcement)).digest()
         opened = {reply.site: cast(Bytes, reply.arrays["shares"]) for reply in replies}
-        _enough(len(opened), epochs.quorum_of_shares(len(self.ring.epoch.members)), "shares of masks")
+        _enough(len(opened), self.needed, "shares of masks")
         ring, total = self.ring, {name: array.copy() for name, array in self.total.items()}
         unmask.unmask(ring.epoch, total, announced, ring.next, self.sites, self.alive, ring.dealt, opened)
         return Opened(total, self.alive, replace(ring, next=ring.next + 1), len(ring.epoch.members))
@@ -265,7 +280,7 @@ def answer_phase(request: Request, vault: Vault, me: Self) -> tuple[Vault, Mappi
             number, batch = (int.from_bytes(fields[name].tobytes(), "little") for name in ("epoch", "batch"))
             if not 1 <= batch <= 256:
                 raise UpdateRejected(f"expected keys for 1 to 256 exchanges, was asked for {batch}: it was refused")
-            vault, found = secagg.make_keys(vault, me.key, request.study, me.site, number, batch)
+            vault, found = secagg.make_keys(vault, me.key, request.study, me.site, number, batch, me.roster)
         case "shares":
             vault, found = secagg.deal(vault, me.key, me.site, epochs.read_epoch(request.study, fields), me.roster)
         case _:

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedrounds.core.algorithm import Scores
+from fedrounds.core.masked import TOGETHER
 from fedrounds.core.operations import Promotion
 from fedrounds.core.params import Array
 
@@ -109,26 +110,30 @@ def judge(
     for site in shared:
         total = total + paired[site]
     pooled = interval(total, rule.confidence)
+    masked = shared == [TOGETHER]  # then there is no site's own to look at
     worst = max(shared, key=lambda site: sites[site].mean)
     rise = sites[worst].mean
     must = 0.0 - rule.improvement
     better = Check("improvement", pooled.high is not None and pooled.high < must, pooled.high, must)
     harmless = Check("margin", rise <= rule.margin, rise, rule.margin)
-    found = Decision("kept", "", pooled, sites, (better, harmless, *gates), rule.confidence)
+    checks = (better, *gates) if masked else (better, harmless, *gates)
+    found = Decision("kept", "", pooled, {} if masked else sites, checks, rule.confidence)
+    where = "" if masked else f"; worst at '{worst}', {rise:+.4g}"
+    over = "all sites together" if masked else f"{len(shared)} sites"
 
     after = sum(float(candidate[site][0][1]) for site in shared) / pooled.n
     change = f"pooled {after - pooled.mean:.4g} to {after:.4g}"
     sure = f"{_interval(pooled, rule.confidence)}{change}"
-    if not harmless.passed:
+    if not harmless.passed and not masked:
         now = float(candidate[worst][0][1]) / sites[worst].n
         why = f"the loss at '{worst}' rose by {rise:.4g} from {now - rise:.4g} to {now:.4g}, the margin is {rule.margin:.4g} ({change})"
     elif not better.passed:
         had = "its upper end had to be below" if rule.confidence else "it had to be below"
-        why = f"the loss changed by {pooled.mean:+.4g} ({sure}), {had} {must:.4g}; worst at '{worst}', {rise:+.4g}"
+        why = f"the loss changed by {pooled.mean:+.4g} ({sure}), {had} {must:.4g}{where}"
     elif ungated:
         why = f"{ungated} ({sure})"
     else:
-        why = f"the loss fell by {-pooled.mean:.4g} ({sure}) over {len(shared)} sites; worst at '{worst}', {rise:+.4g}"
+        why = f"the loss fell by {-pooled.mean:.4g} ({sure}) over {over}{where}"
         return _passed(rule, why, found)
     return found._replace(reason=f"kept the champion: {why}")
 

@@ -134,7 +134,8 @@ def _closed(
     keyring = opened.keyring if opened else None
     if folded.state.exchange:  # who missed an exchange takes no part in the round's next: sums are over the same sites
         roll = Roll(masking.roster, masking.number + 1, keyring) if masking else None
-        return _ask(folded.state, plan, ask, answered, asking.quorum, refused, asking.factors, roll)
+        quorum = masking.quorum if masking else asking.quorum
+        return _ask(folded.state, plan, ask, answered, quorum, refused, asking.factors, roll)
     return Closed(
         folded.state,
         ask,
@@ -154,9 +155,10 @@ def _unmasked(
     asking: Asking, masking: Masking, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]
 ) -> Asking | Closed:
     """The next step of an exchange under masks; after the last, the sum of those who were heard is folded."""
-    after = masking.step(_kept(asking, plan, replies, refused), asking.quorum)
+    after = masking.step(_kept(asking, plan, replies, refused))
     if isinstance(after, Masking):
-        return replace(asking, request=after.request, sites=after.sites, refused=refused, masking=after)
+        request, needed = after.request, after.needed
+        return replace(asking, request=request, sites=after.sites, quorum=needed, refused=refused, masking=after)
     ask = masking.outer.ask
     sheet = sheet_of(plan, masking.outer)
     sums, clipped = sheet.sums(after.words, after.members)
@@ -204,10 +206,10 @@ def _ask(
         raise StudyError(
             "expected keys for a study that masks its sums, found none: this way of running it has no masks"
         )
-    masking = Masking(request, sites, roll.roster, roll.number, protect.batch)
+    masking = Masking(request, sites, roll.roster, roll.number, protect.batch, quorum)
     if roll.keyring and roll.keyring.serves(sites):
         masking = replace(masking, phase="masked", keyring=roll.keyring)
-    return Asking(state, masking.request, sites, quorum, refused, factors, masking)
+    return Asking(state, masking.request, sites, masking.needed, refused, factors, masking)
 
 
 def _accepted(

@@ -178,10 +178,10 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
 
 async def carried(run: Run, asking: Asking, carry: Task[..., Any]) -> list[bytes]:
     """The replies of the sites of this process to an open exchange."""
-    request, number = request_bytes(asking), asking.request.round
-    groups = run.groups(asking.sites)
-    run.send(groups, request)
-    return [reply for group in groups for reply in await do(run, carry, group, request, number)]
+    requests, number = request_bytes(asking), asking.request.round
+    groups, carry = run.groups(asking.sites), tasks.phases.get(asking.request.ask, carry)
+    run.send(groups, requests)
+    return [reply for group in groups for reply in await do(run, carry, group, requests, number)]
 
 
 @task(name="finish", task_run_name="baselines and reports", persist_result=False, cache_policy=NO_CACHE)

@@ -91,6 +91,11 @@ class Attempts(ABC):
         with self._database.read() as connection:
             return _open(connection)
 
+    def newest_attempt(self) -> int:
+        """The highest number that an attempt ever had, 0 before the first."""
+        with self._database.read() as connection:
+            return connection.scalar(select(func.max(schema.attempts.c.attempt))) or 0
+
     def attempts(self) -> list[Attempt]:
         """Every attempt, in order."""
         with self._database.read() as connection:

@@ -19,6 +19,12 @@ from fedrounds.reports.words import SMALLEST, listed, shown
 def fairness(of: Evidence) -> Markup | None:
     """The spread of the metric and of calibration over the hospitals, the worst one, and those that nobody can judge."""
     scores = of.record["sites"]
+    if of.record.get("masked"):
+        return tag(
+            "p",
+            "This study masks its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
+            " hospitals here. What is shown elsewhere is about all patients together.",
+        )
     if len(scores) < 2:
         return None
     measured = {site: v for site in scores if (v := of.of(site, of.metric)) is not None}

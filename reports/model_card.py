@@ -17,7 +17,7 @@ from fedrounds.core.study import Study
 from fedrounds.reports.account import LIMITS, NOT_FOR_USE, apart
 from fedrounds.reports.groups import auc_interval
 from fedrounds.reports.result import NAMES, error, figure, size
-from fedrounds.reports.words import count, listed, shown
+from fedrounds.reports.words import count, listed, shown, trained_on
 
 MOST = 4500  # characters of a summary; MLflow refuses a description of more than 5000
 Record = Mapping[str, Any]
@@ -134,7 +134,7 @@ def _data(scored: Record, trained: Record | None) -> str:
     if trained:
         rows = {site: found["training"]["patients"] for site, found in trained["sites"].items() if "training" in found}
         each = listed([f"{text(site)} {shown(n)}" for site, n in sorted(rows.items())], 12)
-        parts.append(f"trained on {shown(sum(rows.values()))} patients ({each})")
+        parts.append(f"trained on {shown(trained_on(trained))} patients ({each or 'of all sites together'})")
     parts.append(f"judged on {shown(scored['metrics'].get('n', 0.0))} others")
     return f"Data: {', '.join(parts)}."
 

@@ -13,7 +13,7 @@ from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import auc_interval
 from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.summary import AXIS
-from fedrounds.reports.words import count, listed, short, shown
+from fedrounds.reports.words import count, listed, short, shown, trained_on
 
 NAMES = {"log_loss": "log-loss", "mse": "mean squared error", "auc": "AUC", "r2": "R²"}
 SAYS = {  # what a value of the metric means to somebody who has never heard of it
@@ -204,7 +204,7 @@ def _every_round(of: Evidence) -> Markup:
         scored = of.scored[number].record["metrics"] if number in of.scored else {}
         visit = of.trained.get(number)
         sites = visit.record["sites"].values() if visit else ()
-        trained = sum(site["training"]["patients"] for site in sites if "training" in site)
+        trained = trained_on(visit.record) if visit else 0.0
         body.append(
             (
                 f"{number} ★" if number == of.champion else str(number),

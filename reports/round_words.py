@@ -9,7 +9,7 @@ from fedrounds.core.evaluate import HEADLINE, LOSS
 from fedrounds.core.study import Study
 from fedrounds.reports.model_card import text
 from fedrounds.reports.result import NAMES, error, figure, size
-from fedrounds.reports.words import count, shown
+from fedrounds.reports.words import count, shown, trained_on
 
 MOST_ROWS = 200  # rows of a table that a browser draws without a pause
 
@@ -25,7 +25,7 @@ def line(study: Study, record: Mapping[str, Any], number: int, target: int) -> s
 def markdown(study: Study, record: Mapping[str, Any], number: int, target: int) -> str:
     """Who trained, how the model that came in scored, what was decided, who sat out and why."""
     sites, scored, metrics = record["sites"], record["scored"], record["metrics"]
-    rows = sum(site["training"]["patients"] for site in sites.values() if "training" in site)
+    rows = trained_on(record)
     parts = [f"# {text(study.title or study.name)}", f"**Round {number} of {target}**"]
     if rows:
         loss = figure(record["training"].get("train_loss"), 4)

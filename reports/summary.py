@@ -16,7 +16,7 @@ from fedrounds.core.study import Study
 from fedrounds.reports import plots as draw
 from fedrounds.reports.drift import drift_plots
 from fedrounds.reports.groups import groups
-from fedrounds.reports.words import count, shown
+from fedrounds.reports.words import count, shown, trained_on
 
 AXIS = {
     "auc": "AUC (0 to 1)",
@@ -92,7 +92,7 @@ def model_note(study: Study) -> str:
 def round_note(record: Mapping[str, Any]) -> str:
     """What MLflow shows in a round's run: who trained, and who did not and why."""
     sites = record["sites"]
-    rows = sum(site["training"]["patients"] for site in sites.values())
+    rows = trained_on(record)
     names = f": {', '.join(sites)}" if len(sites) <= 12 else ""
     parts = [f"{len(sites)} sites trained on {rows:.0f} patients{names}."]
     parts += [f"- **{site}** sat out: {reason}" for site, reason in record["excluded"].items()]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Numbers = Sequence[float | None]
 SMALLEST = 10  # counts of patients below it, other than 0, are not shown
+
+
+def trained_on(record: Mapping[str, Any]) -> float:
+    """The training patients of a visit, of all sites together; 0 if it trained nobody."""
+    known = record["training"].get("patients")  # records of 0.1 had it by site alone
+    return known or sum(site["training"]["patients"] for site in record["sites"].values() if "training" in site)
 
 
 def check(length: int, **series: Sequence[Any]) -> None:

@@ -95,6 +95,7 @@ class Book:
             file.chmod(0o600)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA secure_delete = ON")  # keys for masks that were used are gone from the file too
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
             if found == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")

@@ -36,7 +36,7 @@ def compare(run: Run) -> None:
     token = _digest(inputs)
     if known.get("token") == token or len(cohorts) > COMPARED:
         return
-    if not cohorts:  # all rows are elsewhere, and what was compared before is not with this model
+    if not cohorts or run.folder.study.masked:  # rows are elsewhere, or what one has alone is not to be known
         run.ledger.note("baselines", {})
         return
     local: dict[str, Any] = {}

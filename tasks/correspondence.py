@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrounds.core.asking import dump
+from fedrounds.core.masked import step_of
 from fedrounds.core.messages import Finding, Reply, Request, decode
-from fedrounds.core.round import Asking
+from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
 from fedrounds.tasks import drift
 from fedrounds.tasks.acts import present
@@ -55,8 +56,14 @@ class Correspondence(Run):
         self.ledger.drop_attempt()  # of a run that died, or of the exchange before: nothing of it is needed
         opened = self.ledger.open_attempt(self.visit, dump(asking), deadline)
         self._looked_at = {name: set[str]() for name in self.wards}
-        self.asked = Question(self.visit + 1, opened.number, asking.request, deadline)
+        self._answered = 0
+        self.asked = Question(self.visit + 1, opened.number, asking, deadline)
         return self.asked
+
+    def roll(self) -> Roll:
+        """The keys of a masked round: a number that was never used is that of the next question."""
+        keyring, self._keyring = self._keyring, None
+        return Roll(next(iter(self.wards.values())).roster, 1 + self.ledger.newest_attempt(), keyring)
 
     def gate(self) -> Asking:
         """With what every run begins: do the data of each hospital pass its gate?"""
@@ -90,9 +97,14 @@ class Correspondence(Run):
             reason = it.refused or it.declined
             self.ledger.note_reply(Receipt(number, exchange, site, it.name, outcome, reason, desk.sent, it.size))
             if not it.refused:
-                desk.crossed(exchange, desk.sent, it.size)
+                desk.crossed(step_of(question.request), desk.sent, it.size)
+                self._answered += not it.declined
                 return it.message
         return None
+
+    def enough(self, question: Question) -> bool:
+        """Whether nobody else need be waited for: of shares and signatures, what is needed is as good as all."""
+        return question.request.ask in ("agree", "open") and self._answered >= question.asking.quorum
 
     def answering(self, replies: Sequence[bytes]) -> int:
         """How many of the replies are no refusals."""

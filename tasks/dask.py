@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fedrounds.core.errors import ServiceError
+from fedrounds.core.masked import step_of
 from fedrounds.core.messages import Request, decode
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan, build
@@ -26,7 +27,7 @@ from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import far
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder
-from fedrounds.tasks.run import QUIET, Group, batch
+from fedrounds.tasks.run import QUIET, Group, Requests, batch
 from fedrounds.tasks.ward import Ward
 
 if TYPE_CHECKING:
@@ -85,14 +86,15 @@ class Batch(Group):
         stays = [ward.stay() for ward in self.wards]  # type: ignore[attr-defined]
         self._sent[request] = self._crew.submit(far.answer, self.head, stays, request)
 
-    def answer(self, request: bytes) -> list[bytes]:
+    def answer(self, requests: Requests) -> list[bytes]:
         with self._clock("training"):
+            request = next(iter(requests.values()))
             if request not in self._sent:
                 self.send(request)
             replies = self._crew.wait(self._sent.pop(request), self.head)
-            exchange = decode(request, Request).exchange
+            step = step_of(decode(request, Request))
             for ward, reply in zip(self.wards, replies, strict=True):
-                ward.crossed(exchange, len(request), len(reply))
+                ward.crossed(step, len(request), len(reply))
             return replies
 
 

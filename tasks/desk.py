@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -12,7 +13,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import ENVELOPE, About
 from fedrounds.core.messages import LARGEST_HEADER, Finding, Reply, Request, decode, encode
 from fedrounds.core.plan import Plan
-from fedrounds.core.round import check, expected
+from fedrounds.core.round import Asking, check, expected
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import Name, folder
 from fedrounds.tasks.traffic import Traffic
@@ -28,8 +29,13 @@ class Question:
 
     visit: int
     attempt: int
-    request: Request
+    asking: Asking
     deadline: float  # Unix seconds, by the coordinator's clock
+
+    @property
+    def request(self) -> Request:
+        """What is asked of all; under masks, what only one site can unseal comes besides."""
+        return self.asking.request
 
     def about(self, site: str, direction: identity.Direction) -> About:
         """What the envelope of a request to a site, or of its reply, says."""
@@ -67,7 +73,8 @@ class Desk(Traffic):
     def __init__(self, name: str, mailbox: Exchange, public: bytes, key: bytes, plan: Plan) -> None:
         super().__init__()
         self.name, self.mailbox, self.plan = name, mailbox, plan
-        self._public, self._key = public, key
+        self.public, self._key = public, key
+        self.roster: Mapping[str, bytes] = {}  # whose keys count under masks
         self.cohort = self.rows = None  # they are at the hospital, and stay there
         self.fingerprint = self.problem = ""
         self.sent = 0  # bytes of the last question, in its envelope
@@ -78,7 +85,9 @@ class Desk(Traffic):
 
     def ask(self, question: Question) -> None:
         """Put the question into the mailbox; again changes nothing. Raises ServiceError where the mailbox does not do its part."""
-        signed = identity.sign(self._key, question.about(self.name, "request"), encode(question.request))
+        signed = identity.sign(
+            self._key, question.about(self.name, "request"), encode(question.asking.request_to(self.name))
+        )
         self.sent = len(signed)
         self.mailbox.put(Name.of(signed, *question.folder("request")), signed)
 
@@ -100,7 +109,7 @@ class Desk(Traffic):
             signed = self.mailbox.get(name, self._largest(question.request) + ENVELOPE)
             if signed is None:
                 raise UpdateRejected(f"expected an object at {name.folder}, found none: it was dropped")
-            payload = identity.verify(self._public, question.about(self.name, "reply"), signed)
+            payload = identity.verify(self.public, question.about(self.name, "reply"), signed)
             declined = self._checked(payload, question)
         except UpdateRejected as error:
             return Received(name.digest, b"", str(error), 0)

@@ -15,8 +15,8 @@ from fedrounds.core.errors import QuorumError
 from fedrounds.core.plan import build
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.fsspec import Folder as Mail
+from fedrounds.tasks import agreed, package
 from fedrounds.tasks import folder as folders
-from fedrounds.tasks import package
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.desk import Desk
@@ -43,6 +43,9 @@ class Federation:
         Raises QuorumError where there are fewer than the study wants.
         """
         sites, plan = roster.active(self.home), build(self.folder.study)
+        keys = agreed.published(self.home) if self.folder.study.masked else {}
+        if keys:  # who has joined since is asked once the others know its key
+            sites = {name: site for name, site in sites.items() if site.key == keys.get(name, b"").hex()}
         quorum = self.folder.operations.quorum_of(len(sites))
         if len(sites) < quorum or not sites:
             raise QuorumError(
@@ -55,6 +58,7 @@ class Federation:
             box = self.mailbox(site.experiment)
             leave_study(box, key, plan.digest, data, name)
             desks[name] = Desk(name, box, public_key_of(site.key, f"the {name}"), key, plan)
+            desks[name].roster = keys
         return desks
 
     def mailbox(self, experiment: str) -> Exchange:

@@ -17,6 +17,7 @@ from fedrounds.core.errors import StateError, StudyError
 from fedrounds.core.operations import Operations
 from fedrounds.core.study import Study
 from fedrounds.sources.site_file import SiteFile
+from fedrounds.tasks import masks
 from fedrounds.tasks.calendar import check_calendar
 
 T = TypeVar("T", bound=BaseModel)
@@ -45,8 +46,11 @@ class Folder:
     suite: Suite | None
 
 
-def read(path: Path, data: Path | None = None, with_suite: bool = True) -> Folder:
+def read(path: Path, data: Path | None = None, with_suite: bool = True, alone: bool = False) -> Folder:
     """Read a study's folder, its suite too unless that is still to be drafted.
+
+    Args:
+        alone: it is one hospital's, which does not know who else takes part.
 
     Raises StudyError with one line: which file, which key, what was expected, what was found.
     """
@@ -60,6 +64,8 @@ def read(path: Path, data: Path | None = None, with_suite: bool = True) -> Folde
     operations = _typed(path / "operations.toml", Operations)
     sites = _sites(path / "sites", operations)
     _agree(study, operations, sites)
+    if not alone:
+        masks.require(study, operations, sites)
     return Folder(path, data or path, study, operations, sites, _suite(path, operations) if with_suite else None)
 
 
@@ -77,6 +83,7 @@ def read_protocol(path: Path, sites: Iterable[str] = ()) -> Folder:
     roster = tuple(sites)
     if roster:
         _agree(study, operations, roster)
+        masks.require(study, operations, roster)
     return Folder(path, path, study, operations, {}, _suite(path, operations))
 
 

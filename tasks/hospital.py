@@ -23,7 +23,10 @@ from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.identity import About
+from fedrounds.core.masked import PHASES, Self
 from fedrounds.core.messages import Finding, Reply, Request, decode, encode, pack, unpack
+from fedrounds.core.privacy import vault as vaults
+from fedrounds.core.privacy.secagg import Vault
 from fedrounds.exchange.name import Name, folder
 from fedrounds.site.book import Asked, Book, Question
 from fedrounds.tasks import consent
@@ -34,6 +37,7 @@ from fedrounds.tasks.verdict import Verdict, broken, line, to_json
 from fedrounds.tasks.withheld import withheld
 
 LARGEST_REQUEST = 256 << 20  # bytes; what a coordinator may make a hospital read
+NO_ROSTER = "its people have not agreed on the hospitals' keys, which masks need: `fedrounds site roster`"
 GATE_S = 900  # of one gate; a suite may hold a pattern that never ends
 
 
@@ -207,19 +211,21 @@ class Hospital:
                 return self._refused(request, "the study's suite says what the gate here cannot check")
             except TimeoutError:
                 return self._refused(request, f"its gate found nothing within {GATE_S} s")
-        refusal = self.changed(joined)
+        refusal = "" if request.ask in PHASES else self.changed(joined)
         if refusal:
             return self._refused(request, refusal)
-        after, reply = self._answered(request, joined)
+        after, reply, learnt = self._answered(request, joined)
         if reply.refusal:
             return self._refused(request, reply.refusal)
         answer = Answer(encode(reply), "answered", state=pack({}, after))
-        profiled = {f"profiled {request.study}": joined.ward.fingerprint} if request.ask == "profile" else {}
+        if request.ask == "profile":
+            learnt = {**learnt, f"profiled {request.study}": joined.ward.fingerprint}
         state = answer.state if request.ask == "train" else None
-        self.book.keep(self.question(request), answer.message, state, **profiled)
+        self.book.keep(self.question(request), answer.message, state, **learnt)
         return answer
 
-    def _answered(self, request: Request, joined: Joined) -> tuple[SiteState, Reply]:
+    def _answered(self, request: Request, joined: Joined) -> tuple[SiteState, Reply, Mapping[str, Any]]:
+        """The memory that the answer leaves, the answer, and what must be in the book before it is sent."""
         ward, arrays = joined.ward, request.arrays
         agreed = {name: arrays[name].tobytes() for name in ("impute", "center", "scale") if name in arrays}
         if len(agreed) == 3 and (ward.rows is None or agreed != joined.statistics):
@@ -232,7 +238,21 @@ class Hospital:
                 ward.preprocess({name: arrays[name] for name in agreed})
                 joined.statistics = agreed
         kept = self.book.state(request.study, request.round)
-        return ward.reply(request, unpack(kept)[1] if kept else {})
+        memory: SiteState = unpack(kept)[1] if kept else {}
+        if joined.plan.study.masked is None:
+            return *ward.reply(request, memory), {}
+        roster, key = self.roster(), f"vault {request.study}"
+        if not roster:
+            return memory, _declined(request, self.name, NO_ROSTER), {}
+        vault = self.book.fact(key)
+        before = vaults.load(bytes.fromhex(vault)) if vault else Vault()
+        secrets, after, reply = ward.masked(request, before, Self(self.name, self.key, roster), memory)
+        return after, reply, {key: vaults.dump(secrets).hex()}
+
+    def roster(self) -> Mapping[str, bytes]:
+        """Whose keys count under masks, as people here have agreed with the other hospitals; empty until they have."""
+        agreed: Mapping[str, str] = self.book.fact("roster") or {}
+        return {name: bytes.fromhex(key) for name, key in agreed.items()}
 
     def judged(self, joined: Joined) -> Verdict:
         """The gate's verdict, written down with what it is about: the coming rounds rest on it."""
@@ -287,11 +307,10 @@ class Hospital:
         return encode(Finding(*asked, self.name, "", fresh, to_json(verdict)))
 
     def _refused(self, request: Request, reason: str) -> Answer:
-        asked = request.study, request.round, request.exchange, request.ask, request.base
-        said = "".join(letter if letter.isprintable() else " " for letter in reason)[:1000]
         if request.ask == "gate":
-            return Answer(encode(Finding(*asked, self.name, said, False, {})), "refused", reason)
-        return Answer(encode(Reply(*asked, self.name, said, {})), "refused", reason)
+            asked = request.study, request.round, request.exchange, request.ask, request.base
+            return Answer(encode(Finding(*asked, self.name, _printable(reason), False, {})), "refused", reason)
+        return Answer(encode(_declined(request, self.name, reason)), "refused", reason)
 
     def joined(self, digest: str) -> Joined | str:
         """The study of this digest, fetched when it is first asked about; a text says why the site takes no part in it."""
@@ -317,6 +336,15 @@ class Hospital:
     def words(request: Request) -> str:
         """What a request asks, for people."""
         return f"{'fit' if request.ask == 'train' else request.ask} · round {request.round}"
+
+
+def _declined(request: Request, site: str, reason: str) -> Reply:
+    asked = request.study, request.round, request.exchange, request.ask, request.base
+    return Reply(*asked, site, _printable(reason), {})
+
+
+def _printable(reason: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in reason)[:1000]
 
 
 def _exchange(phase: str) -> int:

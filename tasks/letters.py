@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect import task
 
+from fedrounds.core.masked import PHASES
 from fedrounds.core.messages import Ask
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.desk import Question
@@ -36,7 +37,7 @@ async def wait(run: Correspondence, group: Group, question: Question, round: int
             if message is not None:
                 found[name] = message
         waiting = [name for name in waiting if name not in found]
-        if last or not waiting:
+        if last or not waiting or run.enough(question):
             return [found[name] for name in sorted(found)]
         await asyncio.sleep(poll)
 
@@ -58,4 +59,5 @@ answered: dict[Ask, Any] = {
     "profile": _waiting("profile"),
     "train": _waiting("fit", " · round {round}"),
     "score": _waiting("score", " · round {round}"),
+    **{phase: _waiting(phase, " · round {round}") for phase in sorted(PHASES)},
 }

@@ -104,7 +104,7 @@ def unpack(data: bytes, digest: str, into: Path, site_file: Path, site: SiteFile
         scratch = file.with_name(f".{file.name}.new")
         scratch.write_bytes(data)
         scratch.replace(file)
-    return folders.read(into, site_file.parent / site.data)
+    return folders.read(into, site_file.parent / site.data, alone=True)
 
 
 def _read(data: bytes) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedrounds.core.calibration import in_the_large
 from fedrounds.core.evaluate import metrics, total, training_loss
+from fedrounds.core.masked import TOGETHER
 from fedrounds.core.plan import Plan
 from fedrounds.core.promotion import Decision, Interval
 from fedrounds.core.round import Closed
@@ -27,11 +28,11 @@ def record(
     """JSON of a closed visit. `metrics` judge the model of round `scored`; `training` is its loss on training rows."""
     pooled, histogram = total(closed.scores)
     plain, weighted = training_loss(closed.training) if closed.training else (None, None)
-    taking_part = sorted((closed.scores or wards).keys() - closed.refused.keys() - set(excluded))
+    taking_part = closed.heard or sorted((closed.scores or wards).keys() - closed.refused.keys() - set(excluded))
     return {
         "scored": closed.scored if closed.scores else None,
         "metrics": metrics(plan.task, pooled, histogram) if closed.scores else {},
-        "training": {} if plain is None else {"train_loss": weighted, "train_loss_plain": plain},
+        "training": {} if plain is None else _training(closed, plain, weighted),
         "sites": {name: _site(plan, closed, name, wards[name]) for name in taking_part},
         "histogram": histogram.tolist(),
         "refused": dict(closed.refused),
@@ -41,6 +42,7 @@ def record(
         "decision": decision and decided(decision),
         "champion": closed.state.champion and closed.state.champion.round,
         "calibration_drift": _calibration(closed, histogram),
+        "masked": {"heard": len(closed.heard), "clipped": closed.clipped} if closed.heard else None,
     }
 
 
@@ -67,7 +69,7 @@ def _interval(found: Interval) -> dict[str, Any]:
 
 def _calibration(closed: Closed, histogram: Any) -> dict[str, Any] | None:
     """Calibration in the large of the scored model, over all and at each site where it is defined."""
-    found = in_the_large({"": histogram, **{site: its for site, (_, its) in closed.scores.items()}})
+    found = in_the_large({"": histogram, **{site: its for site, (_, its) in closed.scores.items() if site != TOGETHER}})
     defined = {site: large._asdict() for site, large in found.items() if large.ratio is not None}
     return defined.pop("") | {"sites": defined} if "" in defined else None
 
@@ -82,8 +84,18 @@ def _gate(verdict: Verdict, factor: float) -> dict[str, Any]:
     }
 
 
+def _training(closed: Closed, plain: float, weighted: float | None) -> dict[str, Any]:
+    rows = sum(rows for rows, _, _ in closed.training.values())
+    losses = {"train_loss": weighted} | (
+        {} if closed.heard else {"train_loss_plain": plain}
+    )  # under masks no site's own is known
+    return {"patients": rows, **losses}
+
+
 def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:
     found: dict[str, Any] = {"bytes_in": ward.bytes_in, "bytes_out": ward.bytes_out}
+    if closed.heard and closed.scores:
+        found["masked"] = {"took_part": 1.0}
     if name in closed.scores:
         found["metrics"] = metrics(plan.task, *closed.scores[name])
     if name in closed.training:

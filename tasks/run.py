@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedrounds.core.champion import judged
-from fedrounds.core.errors import GateHalt, QuorumError
+from fedrounds.core.errors import GateHalt, QuorumError, StudyError
+from fedrounds.core.identity import public_key
+from fedrounds.core.masked import Keyring
 from fedrounds.core.messages import Ask, encode
 from fedrounds.core.plan import build
-from fedrounds.core.round import Asking, Closed, close_exchange, open_round
+from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
@@ -44,6 +46,7 @@ QUIET = {
 }
 
 Listener = Callable[["Run"], None]
+Requests = Mapping[str, bytes]  # site -> the request as it gets it
 
 
 def batch(sites: int) -> int:
@@ -61,10 +64,10 @@ class Group:
     def __repr__(self) -> str:
         return f"Group({self.label})"
 
-    def answer(self, request: bytes) -> list[bytes]:
-        """Each one's answer to the same request."""
+    def answer(self, requests: Requests) -> list[bytes]:
+        """Each one's answer to its request."""
         with self._clock("training"):
-            return [ward.answer(request) for ward in self.wards]
+            return [ward.answer(requests[ward.name]) for ward in self.wards]
 
 
 class Run:
@@ -105,6 +108,11 @@ class Run:
         self.shown = 0.0  # and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
+        self._keyring: Keyring | None = None  # of masks, if the study has them
+        if crew and folder.study.masked:
+            raise StudyError(
+                "expected a study that masks its sums to run in one process or federated, found a cluster: leave --runner out"
+            )
         self._crew = crew  # of a Dask cluster, where the rows are there
         self._gates = crew or Gates(folder, state.log, QUIET)
         self._track: Child | None = None
@@ -137,10 +145,10 @@ class Run:
         size, group = batch(len(wards)), self._crew.group if self._crew else Group
         return [group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
 
-    def send(self, groups: Sequence[Group], request: bytes) -> None:
+    def send(self, groups: Sequence[Group], request: Requests) -> None:
         """Let sites begin with a request where they are in other processes; here a group begins when it is asked to answer."""
         if self._crew:
-            self._crew.send(groups, request)
+            self._crew.send(groups, next(iter(request.values())))
 
     @property
     def taking_part(self) -> list[str]:
@@ -212,8 +220,19 @@ class Run:
 
     def open(self, ask: Ask) -> Asking:
         self.started = time.time()
+        for ward in self.wards.values():
+            ward.begin()
         quorum = self.folder.operations.quorum_of(len(self.wards))
-        return open_round(self.state, self.plan, ask, self.taking_part, quorum, self.factors)
+        roll = self.roll() if self.folder.study.masked else None
+        return open_round(self.state, self.plan, ask, self.taking_part, quorum, self.factors, roll)
+
+    def roll(self) -> Roll:
+        """The keys of a masked round. Those of a round that does not close are not used again."""
+        roster = {name: public_key(ward.key) for name, ward in self.wards.items()}
+        for ward in self.wards.values():
+            ward.roster = roster
+        keyring, self._keyring = self._keyring, None
+        return Roll(roster, 1 + max(ward.vault.number for ward in self.wards.values()), keyring)
 
     def aggregate(self, asking: Asking, replies: Sequence[bytes]) -> Asking | Closed:
         """Close an exchange; a closed round is in the ledger when this returns."""
@@ -224,6 +243,7 @@ class Run:
             raise
         if isinstance(closed, Asking):
             return closed
+        self._keyring = closed.keyring
         known = any(decision.round == closed.scored for decision in self.ledger.promotions())
         rule = self.folder.operations.promotion
         failed = ungated(self.ledger, closed.scored) if rule.gates == "passed" and not known else []
@@ -237,7 +257,7 @@ class Run:
         verdicts = {site: Kept(verdict.passed, to_json(verdict)) for site, verdict in self.new_verdicts.items()}
         visit = Visit(
             state.round,
-            asking.request.ask,
+            closed.ask,
             digest,
             state,
             self.last,
@@ -301,9 +321,11 @@ class Run:
         return self._track.call(self.place.told | {"finish": finish})
 
 
-def request_bytes(asking: Asking) -> bytes:
-    """The request as it travels: the same bytes for every site."""
-    return encode(asking.request)
+def request_bytes(asking: Asking) -> Requests:
+    """The request as it travels: the same bytes for every site, but for what masks let one alone unseal."""
+    if asking.masking is None:
+        return dict.fromkeys(asking.sites, encode(asking.request))
+    return {site: encode(asking.request_to(site)) for site in asking.sites}
 
 
 @contextmanager

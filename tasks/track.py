@@ -19,6 +19,7 @@ from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
 from fedrounds.reports.drift import drift_points
 from fedrounds.reports.summary import SHOWN, gate_words, model_note, note, round_note, study_note
+from fedrounds.reports.words import trained_on
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.model_folder import ModelFolder
@@ -26,6 +27,7 @@ from fedrounds.tasks.plain import flat, numbers, write_parameters
 from fedrounds.tasks.repair import Mending
 from fedrounds.tasks.report import publish
 
+JUDGED = ("metrics", "training", "masked")  # what a visit tells of a model, at a site; masked: that it took part
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
 # What skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site.
@@ -171,9 +173,8 @@ class Projection:
         if not self.seen:
             self._open_lineage()
         for entry in self.ledger.visits(after=self.seen, limit=pending[-1] - self.seen):
-            for what in ("metrics", "training"):
-                if entry.record[what]:
-                    self.first.setdefault((what, entry.record["scored"]), entry.visit)
+            for what in (kind for kind in JUDGED if entry.record.get(kind)):
+                self.first.setdefault((what, entry.record["scored"]), entry.visit)
             if entry.visit in pending:
                 self._visit(entry)
             self.seen = entry.visit
@@ -226,7 +227,7 @@ class Projection:
             about,
             {
                 "sites": len(sites),
-                "patients": sum(site["training"]["patients"] for site in sites),
+                "patients": trained_on(record),
                 "bytes_from_sites": sum(site["bytes_out"] for site in sites),
                 "bytes_to_sites": sum(site["bytes_in"] for site in sites),
                 "seconds": entry.committed - entry.started,
@@ -281,11 +282,10 @@ class Projection:
             self.client.log_dict(self.runs["lineage"], table, f"sites/visit_{entry.visit:05d}.json")
             return
         for name, site in sites.items():
-            for what, more in (("metrics", ("bytes_out", "bytes_in")), ("training", ())):
-                if what in site and self._first(what, entry):
-                    self.run(f"site {name}", self.lineage.created, **{"fedrounds.site": name})
-                    values = {**site[what], **{key: site[key] for key in more}}
-                    self._points(f"site {name}", values, when, entry.record["scored"])
+            for what in (kind for kind in JUDGED if kind in site and self._first(kind, entry)):
+                self.run(f"site {name}", self.lineage.created, **{"fedrounds.site": name})
+                more = {} if what == "training" else {key: site[key] for key in ("bytes_out", "bytes_in")}
+                self._points(f"site {name}", {**site[what], **more}, when, entry.record["scored"])
 
     def _points(self, about: str, values: Mapping[str, Any], when: int, step: int) -> None:
         from mlflow.entities import Metric

@@ -7,11 +7,15 @@ class Traffic:
     """What crossed a hospital's wall in the visit that is open."""
 
     def __init__(self) -> None:
-        self._crossed: dict[int, tuple[int, int]] = {}  # exchange of this visit -> bytes to the site and from it
+        self._crossed: dict[int, tuple[int, int]] = {}  # step of this visit -> bytes to the site and from it
 
-    def crossed(self, exchange: int, to: int, back: int) -> None:
-        """Note what an exchange took; the first one of a visit begins anew, one that is repeated counts once."""
-        self._crossed = {n: ways for n, ways in self._crossed.items() if n < exchange} | {exchange: (to, back)}
+    def begin(self) -> None:
+        """A visit is opened: nothing has crossed in it."""
+        self._crossed = {}
+
+    def crossed(self, step: int, to: int, back: int) -> None:
+        """Note what a step of a visit took (`core.masked.step_of`); the first one begins anew, one that is repeated counts once."""
+        self._crossed = {n: ways for n, ways in self._crossed.items() if n < step} | {step: (to, back)}
 
     @property
     def bytes_in(self) -> int:

@@ -12,8 +12,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fedrounds.core.errors import ServiceError
+from fedrounds.core.masked import PHASES
 from fedrounds.core.round import Asking, Closed
-from fedrounds.tasks.run import Group, Run
+from fedrounds.tasks.run import Group, Requests, Run
 from fedrounds.tasks.verdict import Verdict, broken
 from fedrounds.tasks.ward import Ward
 
@@ -57,10 +58,10 @@ async def encode_rows(group: Group, run: Run) -> None:
             ward.preprocess(run.state.statistics)
 
 
-async def answer(group: Group, request: bytes, round: int) -> list[bytes]:
+async def answer(group: Group, requests: Requests, round: int) -> list[bytes]:
     """Carry a request to sites, and their replies back; `round` names the task."""
     del round
-    return group.answer(request)
+    return group.answer(requests)
 
 
 async def close(run: Run, asking: Asking, replies: list[bytes], round: int) -> Asking | Closed:
@@ -86,5 +87,9 @@ statistics = task(answer, name="statistics", task_run_name="statistics · {group
 fit = task(answer, name="fit", task_run_name="fit · {group.label} · round {round}", **SITE, **PRIVATE)
 score = task(answer, name="score", task_run_name="score · {group.label} · round {round}", **SITE, **PRIVATE)
 profile = task(answer, name="profile", task_run_name="profile · {group.label}", **SITE, **PRIVATE)
+phases = {  # of masked sums: what touches no row
+    ask: task(answer, name=ask, task_run_name=f"{ask} · {{group.label}} · round {{round}}", **SITE, **PRIVATE)
+    for ask in sorted(PHASES)
+}
 aggregate = task(close, name="aggregate", task_run_name="aggregate · round {round}", **PRIVATE)
 track = task(follow, name="track", task_run_name="track · round {round}", **PRIVATE)

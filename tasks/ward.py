@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from fedrounds.core.algorithm import SiteState
-from fedrounds.core.answer import Policy, below, handle
+from fedrounds.core.answer import Policy, below, handle, handle_masked
 from fedrounds.core.errors import DataContractError
+from fedrounds.core.identity import new_key
+from fedrounds.core.masked import PHASES, Self, step_of
 from fedrounds.core.messages import OF_TABLE, Reply, Request, decode, encode
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows
+from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.table import Table
 from fedrounds.sources import load
 from fedrounds.sources.site_file import SiteFile
@@ -40,6 +43,11 @@ class Ward(Traffic):
         self.problem = ""  # how the table breaks the contract; such a ward takes part in nothing
         self.aside: tuple[int, ...] = ()  # rows of the table that the gate set aside, by number
         self._memory: SiteState = {}
+        self.key = (
+            new_key() if plan.study.masked else b""
+        )  # of a site of this process; a hospital that is apart has its own
+        self.vault = Vault()
+        self.roster: Mapping[str, bytes] = {}  # site -> public key, under masks
 
     def __repr__(self) -> str:
         return f"Ward({self.name})"
@@ -102,17 +110,30 @@ class Ward(Traffic):
         """Answer one request."""
         with withheld(f"an answer of site '{self.name}'"):
             asked = decode(request, Request)
-            self._memory, reply = self.reply(asked, self._memory)
+            if self.plan.study.masked:
+                me = Self(self.name, self.key, self.roster)
+                self.vault, self._memory, reply = self.masked(asked, self.vault, me, self._memory)
+            else:
+                self._memory, reply = self.reply(asked, self._memory)
             sent = encode(reply)
-            self.crossed(asked.exchange, len(request), len(sent))
+            self.crossed(step_of(asked), len(request), len(sent))
             return sent
 
     def reply(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
         """Answer one request out of a memory; returns the one that it leaves."""
         with withheld(f"an answer of site '{self.name}'"):
-            data = self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
             rng = self.plan.rng(asked.round, self.name)
-            return handle(asked, memory, data, self.plan, self.policy, self.name, rng)
+            return handle(asked, memory, self._data(asked), self.plan, self.policy, self.name, rng)
+
+    def masked(self, asked: Request, vault: Vault, me: Self, memory: SiteState) -> tuple[Vault, SiteState, Reply]:
+        """Answer one request of a study that masks its sums; returns the secrets and the memory that it leaves."""
+        with withheld(f"an answer of site '{self.name}'"):
+            data = None if asked.ask in PHASES else self._data(asked)
+            rng = self.plan.rng(asked.round, self.name)
+            return handle_masked(asked, vault, me, memory, data, self.plan, self.policy, rng)
+
+    def _data(self, asked: Request) -> Cohort | Rows:
+        return self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
 
     @property
     def remembers(self) -> bool:

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -155,9 +156,23 @@ class Apart:
     """A toy study whose hospitals are apart: folders and mailboxes of their own, and a coordinator that asks by a plain loop."""
 
     SITES = ("east", "north", "south")
+    ALL = ("east", "north", "south", "west")
 
-    def __init__(self, base: Path, protocol=None, operations: str = "", policy: str = "", suite: bool = False, **agent):
-        """`protocol`: what to replace in study.toml; `operations`, `policy`: lines to add; `suite`: whether the gate has one."""
+    def __init__(
+        self,
+        base: Path,
+        protocol=None,
+        operations: str = "",
+        policy: str = "",
+        suite: bool = False,
+        masked: str = "",
+        sites: tuple[str, ...] = SITES,
+        **agent,
+    ):
+        """`protocol`: what to replace in study.toml; `operations`, `policy`: lines to add; `suite`: whether the gate has one; `masked`:
+        how sums are protected, and then every hospital's people have agreed on the keys of all.
+        """
+        self.SITES = sites
         from fedrounds.cli.init import init
         from fedrounds.core import identity
         from fedrounds.core.plan import build
@@ -170,14 +185,17 @@ class Apart:
         self.base, self.study = base, base / "study"
         with contextlib.redirect_stdout(io.StringIO()):
             init(self.study, True)
-        (self.study / "sites" / "west.toml").unlink()
+        for left_out in set(self.ALL) - set(sites):
+            (self.study / "sites" / f"{left_out}.toml").unlink()
         text = (self.study / "study.toml").read_text()
+        text += f"\n[privacy]\nprotect = {masked}\n" if masked else ""
         for old, new in (protocol or {}).items():
             assert old in text
             text = text.replace(old, new)
         (self.study / "study.toml").write_text(text)
         text = (self.study / "operations.toml").read_text().replace("rounds = 10 ", f"rounds = {ROUNDS} ")
         text = text if suite else text.replace('suite = "readmission"', "")
+        text = re.sub(r"(?m)^margin.*\n", "", text) if masked else text
         (self.study / "operations.toml").write_text(text.replace("quorum = 3 ", "quorum = 2 ") + operations)
         self.read = folders.read(self.study)
         self.plan = build(self.read.study)
@@ -200,6 +218,9 @@ class Apart:
                 f'name = "{site}"\n{own}\n[coordinator]\n{known}\n[agent]\n{options}\n[policy]\n{policy}'
             )
             self.put_study(site, self.package)
+        self.roster = {site: identity.public_key(key) for site, key in self.keys.items()} if masked else {}
+        for site in self.roster:
+            self.hospital(site).book.learn("roster", {name: key.hex() for name, key in self.roster.items()})
 
     def put_study(self, site: str, data: bytes, digest: str = "") -> None:
         """Leave a study in a site's mailbox, signed by the coordinator."""
@@ -248,6 +269,8 @@ class Apart:
             site: Desk(site, self.mail[site], identity.public_key(key), self.key, self.plan)
             for site, key in self.keys.items()
         }
+        for desk in desks.values():
+            desk.roster = self.roster
         self.seen = getattr(self, "seen", [])
         on_visit = lambda run: self.seen.append((run.state.round, run.state.model_digest))  # noqa: E731
         with runs.opened(self.read, self.place, on_visit, desks, None, Correspondence) as run:

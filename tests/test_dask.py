@@ -200,7 +200,7 @@ def rounds(crew, read, exchanges):
             request = encode(asking.request)
             group = crew.group([crew.wards[name] for name in asking.sites], Clock())
             crew.send([group], request)
-            replies = group.answer(request)
+            replies = group.answer(dict.fromkeys(asking.sites, request))
             assert replies == [here[name].answer(request) for name in asking.sites]
             exchanges.append((request, replies))
             asking = close_exchange(asking, plan, map(read_reply, replies))
@@ -248,7 +248,7 @@ def test_a_worker_keeps_its_rows_between_rounds(cluster, new_study):
         groups = [crew.group([ward], Clock()) for ward in crew.wards.values()]
         for _ in range(2):
             crew.send(groups, request)
-            answers = [group.answer(request) for group in groups]
+            answers = [group.answer(dict.fromkeys([ward.name for ward in group.wards], request)) for group in groups]
             assert answers == [[ward.answer(request)] for ward in kept.values()]
 
 
@@ -263,7 +263,7 @@ def test_rows_set_aside_are_left_out_at_whichever_worker(cluster, new_study):
         for ward in (there, here):
             ward.leave_out([0, 5])
         assert there.patients == here.cohort.patients < whole
-        assert crew.group([there], Clock()).answer(request) == [here.answer(request)]
+        assert crew.group([there], Clock()).answer({there.name: request}) == [here.answer(request)]
 
 
 def test_data_that_changed_are_refused_by_the_worker_that_loads_them_again(cluster, new_study):
@@ -352,7 +352,7 @@ def test_a_cluster_without_a_worker_and_one_that_loses_its_last_are_one_line(tmp
             group = crew.group([crew.wards["north"]], Clock())
             cluster.kill(cluster.workers[0].pid)
             with pytest.raises(ServiceError, match="expected a worker for site 'north', found none on the cluster"):
-                group.answer(request)
+                group.answer(dict.fromkeys([ward.name for ward in group.wards], request))
             cluster.kill(cluster.scheduler.pid)
             with pytest.raises(ServiceError, match="expected the Dask cluster to carry a call, found"):
-                group.answer(request)
+                group.answer(dict.fromkeys([ward.name for ward in group.wards], request))

@@ -136,7 +136,7 @@ def verify(epoch: Epoch, roster: Mapping[str, bytes]) -> None:
     for at, site in enumerate(epoch.members):
         if roster.get(site) != epoch.identities[at].tobytes():
             raise UpdateRejected(f"expected the roster's key of '{site}', found another: the epoch was refused")
-        words = words_of_keys(epoch.study, epoch.number, site, epoch.mask_keys[at], epoch.seal_keys[at])
+        words = words_of_keys(epoch.study, epoch.number, site, epoch.mask_keys[at], epoch.seal_keys[at], roster)
         if not identity.sealed(roster[site], words, epoch.signatures[at].tobytes()):
             raise UpdateRejected(f"expected keys signed by '{site}', found others: the epoch was refused")
     for keys in (epoch.mask_keys, epoch.seal_keys):
@@ -144,10 +144,19 @@ def verify(epoch: Epoch, roster: Mapping[str, bytes]) -> None:
             raise UpdateRejected("expected every key of an epoch once, found one twice: the epoch was refused")
 
 
-def words_of_keys(study: str, number: int, site: str, mask_keys: Bytes, seal_keys: Bytes) -> bytes:
-    """What a member signs when it makes keys."""
+def roster_digest(roster: Mapping[str, bytes]) -> bytes:
+    """SHA-256 of a roster: names and public keys, in name order."""
+    return sha256(
+        b"fedrounds roster\0" + b"".join(name.encode() + b"\0" + roster[name] for name in sorted(roster))
+    ).digest()
+
+
+def words_of_keys(
+    study: str, number: int, site: str, mask_keys: Bytes, seal_keys: Bytes, roster: Mapping[str, bytes]
+) -> bytes:
+    """What a member signs when it makes keys: that they are for this epoch, and by which roster it goes."""
     head = f"fedrounds keys\0{study}\0{number}\0{site}\0".encode()
-    return head + sha256(mask_keys.tobytes() + seal_keys.tobytes()).digest()
+    return head + sha256(mask_keys.tobytes() + seal_keys.tobytes()).digest() + roster_digest(roster)
 
 
 def as_bytes(data: bytes) -> Bytes:

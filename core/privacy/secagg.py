@@ -77,12 +77,15 @@ class Vault:
         return f"Vault(epoch {self.number}, {len(self.secrets)} unused)"
 
 
-def make_keys(vault: Vault, key: bytes, study: str, site: str, number: int, batch: int) -> tuple[Vault, Fields]:
+def make_keys(
+    vault: Vault, key: bytes, study: str, site: str, number: int, batch: int, roster: Mapping[str, bytes]
+) -> tuple[Vault, Fields]:
     """Fresh keys for an epoch, signed.
 
     Args:
         key: the site's Ed25519 private key.
         number: of the epoch: higher than any before, so that nobody can hand an old key on as a new one.
+        roster: that this site goes by; it is signed with the keys, so all whose keys are taken go by the same.
 
     Guarantees:
         * an epoch number is answered once; keys of older epochs are gone with it.
@@ -95,7 +98,7 @@ def make_keys(vault: Vault, key: bytes, study: str, site: str, number: int, batc
     made = {index: Secrets(masks.key_pair()[0], masks.key_pair()[0], secrets.token_bytes(32)) for index in range(batch)}
     mask_keys = np.stack([as_bytes(masks.public_half(one.mask)) for one in made.values()])
     seal_keys = np.stack([as_bytes(masks.public_half(one.seal)) for one in made.values()])
-    signature = identity.seal(key, epochs.words_of_keys(study, number, site, mask_keys, seal_keys))
+    signature = identity.seal(key, epochs.words_of_keys(study, number, site, mask_keys, seal_keys, roster))
     fields = {"mask_keys": mask_keys, "seal_keys": seal_keys, "signature": as_bytes(signature)}
     return Vault(number, made), fields
 

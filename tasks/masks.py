@@ -1,0 +1,33 @@
+"""What a study that masks its sums asks of the rest of its folder: what needs one site's numbers is refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fedrounds.core.errors import StudyError
+from fedrounds.core.operations import Operations
+from fedrounds.core.privacy.epoch import FEWEST
+from fedrounds.core.study import Study
+
+
+def require(study: Study, operations: Operations, sites: Collection[str]) -> None:
+    """Raise StudyError where operations.toml asks for what masked sums hide, or there are too few sites to hide among."""
+    if study.masked is None:
+        return
+    if len(sites) < FEWEST:
+        raise StudyError(
+            f"expected at least {FEWEST} sites for masked sums, found {len(sites)}: with two, each would know the other's part"
+        )
+    gate = operations.gate
+    hidden = {
+        "`margin` under [promotion]: no site's own loss is known": "margin" in operations.promotion.model_fields_set,
+        "[drift]: no site's own histogram is known": operations.drift is not None,
+        "`down-weight` under [gate]: no site's own update is known": "down-weight"
+        in (gate.policy, gate.warning, gate.info),
+    }
+    for what, asked in hidden.items():
+        if asked:
+            raise StudyError(
+                f"expected nothing in operations.toml that needs the numbers of one site, found {what} under masks: leave it out, or"
+                " set privacy.protect to plain"
+            )

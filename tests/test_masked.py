@@ -1,0 +1,331 @@
+"""A study that masks its sums: in one process and with hospitals apart the same model, and nothing of one site anywhere at the coordinator."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedrounds.core import identity
+from fedrounds.core import roster as rosters
+from fedrounds.core.errors import QuorumError, StateError, StudyError, UpdateRejected
+from fedrounds.core.masked import TOGETHER
+from fedrounds.core.messages import Reply, decode
+from fedrounds.core.plan import build
+from fedrounds.core.privacy import vault as vaults
+from fedrounds.core.privacy.settings import Privacy
+from fedrounds.core.round import Asking
+from fedrounds.core.simulate import simulate
+from fedrounds.ledger import Ledger
+from fedrounds.tasks.agreed import agree
+from fedrounds.tasks.ward import Ward
+
+MASKED = '{ kind = "masked" }'
+FOUR = ("east", "north", "south", "west")
+
+
+def cohorts(study):
+    wards = [Ward(site, study.plan, study.read.data) for site in study.read.sites.values()]
+    return {ward.name: ward.cohort for ward in wards if ward.load()}
+
+
+def deaf(study, *lost):
+    """An agent of which some sites never hear some questions: `lost` is pairs of (site, ask)."""
+
+    def agent(site):
+        letter = study.hospital(site).look()
+        if letter is not None and (site, letter.request.ask) not in lost:
+            study.hospital(site).answer(letter)
+
+    return agent
+
+
+def everything(folder):
+    """The bytes of every file under a folder, the members of archives and the blobs of databases by themselves too."""
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file():
+            continue
+        yield file, file.read_bytes()
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                yield from ((file, archive.read(name)) for name in archive.namelist())
+
+
+def test_hospitals_apart_train_the_model_of_one_process(apart):
+    study = apart(masked=MASKED)
+    with study.run() as run:
+        assert study.drive(run) == study.reference()[-1][1]
+    assert [it.outcome for it in study.replies()] == ["taken"] * len(study.replies())
+
+
+def test_the_model_is_that_of_plain_sums_to_the_width_of_a_step(apart):
+    study = apart(masked='{ kind = "masked", bits = 64 }')
+    masked = list(simulate(study.plan, cohorts(study), 3))
+    plain = build(study.read.study.model_copy(update={"privacy": Privacy()}))
+    open_ = list(simulate(plain, cohorts(study), 3, rng_of=study.plan.rng))
+    assert np.abs(masked[-1].state.theta - open_[-1].state.theta).max() < 1e-8
+    assert masked[-1].scores.keys() == {TOGETHER}
+    together = np.sum([sums for sums, _ in open_[-1].scores.values()], axis=0)
+    np.testing.assert_allclose(masked[-1].scores[TOGETHER][0], together, rtol=1e-6)
+
+
+def test_an_agent_that_is_started_anew_before_every_look_changes_no_bit(apart):
+    study = apart(masked=MASKED)
+
+    def agent(site):
+        hospital = study.hospital(site, anew=True)
+        letter = hospital.look()
+        if letter is not None:
+            hospital.answer(letter)
+
+    with study.run() as run:
+        assert study.drive(run, agent=agent) == study.reference()[-1][1]
+
+
+def test_an_agent_killed_after_it_stored_and_before_it_sent_sends_the_same_bytes(apart):
+    study = apart(masked=MASKED)
+    told = {}
+
+    def agent(site):
+        letter = study.hospital(site).look()
+        if letter is None:
+            return
+        answer = study.hospital(site).given(letter) or study.hospital(site).work(letter)  # stored; then it dies
+        again = study.hospital(site, anew=True)
+        letter = again.look()
+        once_more = again.answer(letter)
+        told.setdefault(letter.request.ask, []).append(answer.message == once_more.message)
+
+    with study.run() as run:
+        assert study.drive(run, agent=agent) == study.reference()[-1][1]
+    assert set(told) == {"gate", "keys", "shares", "statistics", "train", "score", "agree", "open"}
+    assert all(same for asked in told.values() for same in asked)
+
+
+def test_a_coordinator_that_starts_again_takes_new_keys_and_comes_to_the_same_model(apart):
+    study = apart(masked=MASKED)
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics")
+        study.visit(run, "train")
+        study.ask(run, run.open("train"))  # asked and answered, and then it dies
+    with study.run() as run:
+        assert study.drive(run) == study.reference()[-1][1]
+    asked = [it.ask for it in study.hospital("east").book.asked(200)]
+    assert asked.count("keys") == 2
+
+
+@pytest.mark.parametrize("ask", ["keys", "shares", "statistics", "train", "agree", "open"])
+def test_one_site_of_four_is_lost_at_any_phase_and_the_sum_of_the_others_is_opened(apart, ask):
+    study = apart(masked=MASKED, sites=FOUR)
+    agent = deaf(study, ("west", ask))
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics", agent)
+        closed = study.visit(run, "train", agent)
+        last = study.visit(run, "score", agent)
+    assert closed.heard == (FOUR[:3] if ask in ("keys", "shares", "train") else FOUR)
+    assert last.scores.keys() == {TOGETHER}
+
+
+def test_two_of_four_lost_leave_the_sum_closed_and_the_study_goes_on_later(apart):
+    study = apart(masked=MASKED, sites=FOUR)
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics")
+        with pytest.raises(
+            QuorumError, match="expected masked sums of at least 3 sites, found those of 2: nothing was opened"
+        ):
+            study.visit(run, "train", deaf(study, ("west", "train"), ("north", "train")))
+        assert study.visit(run, "train").heard == FOUR
+
+
+def test_a_hospital_whose_people_have_not_agreed_on_the_keys_takes_no_part(apart):
+    study = apart(masked=MASKED, sites=FOUR)
+    study.hospital("west").book.learn("roster", None)
+    with study.run() as run:
+        study.gate(run)
+        closed = study.visit(run, "statistics")
+    assert closed.heard == FOUR[:3]
+    assert "have not agreed on the hospitals' keys" in closed.refused["west"]
+
+
+def test_keys_signed_under_another_roster_are_refused_by_all_who_go_by_this_one(apart):
+    study = apart(masked=MASKED, sites=FOUR)
+    other = {**study.roster, "stranger": identity.public_key(identity.new_key())}
+    study.hospital("west").book.learn("roster", {name: key.hex() for name, key in other.items()})
+    with study.run() as run:
+        study.gate(run)
+        with pytest.raises(UpdateRejected, match="expected keys signed by 'west', found others"):
+            study.visit(run, "statistics")
+
+
+def test_the_coordinator_keeps_nothing_of_one_site(apart):
+    study = apart(masked=MASKED, sites=FOUR)
+    rows, passed = cohorts(study), []
+
+    def agent(site):
+        study.agent(site)
+        passed.extend(everything(study.base / "mail"))  # what is dropped later too
+
+    with study.run() as run:
+        study.drive(run, agent)
+    plain = build(study.read.study.model_copy(update={"privacy": Privacy()}))
+    seen = {}
+    for closed in simulate(plain, rows, 3, rng_of=study.plan.rng):
+        for site, (count, loss, _) in closed.training.items():
+            seen[f"{site} {closed.state.round} loss"] = loss
+            seen[f"{site} rows"] = count
+        for site, (sums, _) in closed.scores.items():
+            seen |= {
+                f"{site} {closed.state.round} score {at}": value
+                for at, value in enumerate(sums)
+                if value > 100 or value % 1
+            }
+    fine = {name: value for name, value in seen.items() if value % 1}
+    assert len(fine) > 20
+    places = [study.place.own, study.base / "mail"]
+    held = [(file, data) for place in places for file, data in everything(place)] + passed
+    assert len(passed) > 200
+    for file, data in held:
+        for name, value in fine.items():
+            assert struct.pack("<d", value) not in data, f"{name} in {file}"
+            assert f"{value:.6g}".encode() not in data, f"{name} in {file}"
+    with sqlite3.connect(study.place.ledger) as ledger:
+        records = [json.loads(text) for (text,) in ledger.execute("SELECT record FROM visits")]
+    assert all(
+        site.keys() <= {"bytes_in", "bytes_out", "masked"} for record in records for site in record["sites"].values()
+    )
+
+
+def test_masked_words_look_like_nothing(apart):
+    """Hundreds of words over many rounds: their highest bit is a fair coin, and they follow the update by chance alone."""
+    study = apart(masked='{ kind = "masked", bits = 16, batch = 64 }')
+    words, updates = [], []
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics")
+        while len(words) < 50:
+            before = run.state.theta
+            asking = run.open("train")
+            while isinstance(asking, Asking):
+                messages = study.ask(run, asking)
+                if asking.request.ask == "train":
+                    words += [decode(message, Reply).arrays["words.delta"].view(np.int16) for message in messages]
+                asking = run.aggregate(asking, messages)
+            updates += [asking.state.theta - before] * 3
+    told, truth = np.concatenate(words).astype(float), np.concatenate(updates)
+    bound = 4 / np.sqrt(len(told))  # four standard deviations
+    assert abs((told < 0).mean() - 0.5) < bound / 2
+    assert abs(np.corrcoef(told, truth)[0, 1]) < bound
+    assert len(told) > 400
+
+
+def test_a_vault_is_the_same_after_it_was_on_the_disk(apart):
+    study = apart(masked=MASKED)
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics")
+    kept = bytes.fromhex(study.hospital("east").book.fact(f"vault {study.plan.digest}"))
+    vault = vaults.load(kept)
+    assert vaults.dump(vault) == kept
+    assert set(vault.used) == {0, 1} == set(vault.opened)
+    assert set(vault.secrets) == set(range(2, 32))  # what was opened is erased
+    with pytest.raises(StateError, match="found damaged bytes"):
+        vaults.load(kept[:-1])
+
+
+def test_secrets_that_were_used_are_gone_from_the_hospitals_file(apart):
+    study = apart(masked=MASKED)
+    with study.run() as run:
+        study.gate(run)
+        study.ask(run, run.open("statistics"))
+        key = f"vault {study.plan.digest}"
+        used = vaults.load(bytes.fromhex(study.hospital("east").book.fact(key))).secrets[0]
+        study.drive(run)
+    study.hospital("east").close()
+    study.hospitals.pop("east")
+    files = list((study.home("east") / "state").glob("book.db*"))
+    assert files
+    for file in files:
+        assert used.own.hex().encode() not in file.read_bytes(), file.name
+
+
+def test_a_roster_gives_this_hospital_its_own_key_or_is_not_gone_by(apart, tmp_path):
+    study = apart(masked=MASKED)
+    hospital, file = study.hospital("east"), tmp_path / "roster.json"
+    file.write_text(rosters.dump(study.roster))
+    assert agree(hospital, file) == study.roster == hospital.roster()
+    forged = {**study.roster, "east": identity.public_key(identity.new_key())}
+    file.write_text(rosters.dump(forged))
+    with pytest.raises(StateError, match="expected this hospital's own key for 'east'"):
+        agree(hospital, file)
+    for text in ("{}", "[1]", '{"a": "00"}', rosters.dump({"a": b"1" * 32, "b": b"1" * 32, "c": b"2" * 32})):
+        file.write_text(text)
+        with pytest.raises(StateError, match="expected a"):
+            agree(hospital, file)
+    assert hospital.roster() == study.roster
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("operations.toml", "\n[promotion]", "\n[promotion]\nmargin = 0.1", "`margin` under [promotion]"),
+        ("operations.toml", "[gate]", "[drift]\n[gate]", "[drift]: no site's own histogram is known"),
+        ("operations.toml", 'policy = "exclude"', 'policy = "down-weight"', "`down-weight` under [gate]"),
+        ("study.toml", ", range = [50, 300]", "", "masked sums need the range of every number"),
+        ("study.toml", "[privacy]", '[protocol]\ncodec = "float32"\n[privacy]', "masked sums travel as whole words"),
+        ("study.toml", '"masked"', '"masked", bits = 24', "privacy.protect"),
+    ],
+)
+def test_what_needs_one_sites_numbers_is_refused_before_anything_runs(apart, file, old, new, said):
+    from fedrounds.tasks import folder
+
+    study = apart(masked=MASKED)
+    text = (study.study / file).read_text()
+    assert old in text
+    (study.study / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(StudyError, match=re.escape(said)):
+        folder.read(study.study)
+
+
+def test_two_sites_are_too_few_to_hide_among(apart):
+    with pytest.raises(StudyError, match="expected at least 3 sites for masked sums, found 2"):
+        apart(masked=MASKED, sites=("east", "north"))
+
+
+def test_promotion_goes_by_the_sum_of_all_and_names_no_site(apart):
+    study = apart(masked=MASKED, sites=FOUR)
+    with study.run() as run:
+        study.drive(run)
+    with Ledger.open(study.place.ledger) as ledger:
+        reasons = [it.reason for it in ledger.promotions()]
+    assert reasons[0] == "promoted: it is the first model"
+    assert not any(site in reason for reason in reasons for site in (*FOUR, TOGETHER))
+
+
+def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, program):
+    folder = tmp_path / "study"
+    program("init", folder)
+    text = (folder / "study.toml").read_text()
+    (folder / "study.toml").write_text(text + f"\n[privacy]\nprotect = {MASKED}\n")
+    operations = (folder / "operations.toml").read_text().replace("rounds = 10 ", "rounds = 3 ")
+    (folder / "operations.toml").write_text(re.sub(r"(?m)^margin.*\n", "", operations))
+    told = json.loads(program("run", folder, "--json").stdout)
+    assert {site["site"] for site in told["sites"]} >= set(FOUR)
+    assert all(site["federated"] is None and site["local"] is None for site in told["sites"] if site["site"] in FOUR)
+    [database] = folder.rglob("mlflow.db")
+    with sqlite3.connect(database) as store:
+        named = store.execute(
+            "SELECT DISTINCT t.value, m.key FROM tags t JOIN metrics m USING (run_uuid) WHERE t.key = 'fedrounds.site'"
+        ).fetchall()
+    assert {site for site, _ in named} == set(FOUR)
+    assert {key for _, key in named} == {"took_part", "traffic_bytes_out", "traffic_bytes_in"}
+    [report] = Path(folder).rglob("report.html")
+    assert "This study masks its sums" in report.read_text()
