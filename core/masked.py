@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, cast
 
@@ -49,7 +50,7 @@ class Keyring:
     def serves(self, sites: Sequence[str]) -> bool:
         """Whether one more exchange with these sites can be masked by it."""
         members = self.epoch.members
-        enough = len(sites) >= epochs.threshold(len(members))
+        enough = len(sites) >= self.epoch.threshold
         return self.next < self.epoch.batch and enough and set(sites) <= set(self.dealt) <= set(members)
 
 
@@ -76,6 +77,7 @@ class Masking:
     epoch: Epoch | None = None
     total: Words = field(default_factory=dict[str, Any])
     alive: tuple[str, ...] = ()
+    uploads: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict[str, tuple[bytes, bytes]])
     signatures: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
     # --- what is asked ------------------------------------------------------------------------------------------------
@@ -97,6 +99,11 @@ class Masking:
         }
         return replace(self.outer, arrays={**self.outer.arrays, **announced})
 
+    @cached_property
+    def announced(self) -> bytes:
+        """SHA-256 of the announcement."""
+        return sha256(encode(self.announcement)).digest()
+
     @property
     def request(self) -> Request:
         """What is asked of every site."""
@@ -109,11 +116,12 @@ class Masking:
             case "masked":
                 return self.announcement
             case "agree":
-                arrays = self._about()
+                members = self.ring.epoch.members
+                digests = _rows(members, {site: digest for site, (digest, _) in self.uploads.items()}, 32)
+                signed = _rows(members, {site: signature for site, (_, signature) in self.uploads.items()}, 64)
+                arrays = {**self._about(), "digests": digests, "signatures": signed}
             case "open":
-                signed = np.zeros((len(self.ring.epoch.members), 64), np.uint8)
-                for site, signature in self.signatures.items():
-                    signed[self.ring.epoch.members.index(site)] = as_bytes(signature)
+                signed = _rows(self.ring.epoch.members, self.signatures, 64)
                 arrays = {**self._about(), "asked": _flags(self.ring.epoch.members, self.sites), "signatures": signed}
         return replace(self.outer, ask=cast(Ask, self.phase), arrays=arrays)
 
@@ -132,7 +140,7 @@ class Masking:
 
     def _about(self) -> Mapping[str, Any]:
         return {
-            "announced": as_bytes(sha256(encode(self.announcement)).digest()),
+            "announced": as_bytes(self.announced),
             "index": as_bytes(self.ring.next.to_bytes(4, "little")),
             "alive": _flags(self.ring.epoch.members, self.alive),
         }
@@ -140,17 +148,8 @@ class Masking:
     @property
     def needed(self) -> int:
         """How many must answer this phase."""
-        epoch = self.keyring.epoch if self.keyring else self.epoch
-        members = len(epoch.members) if epoch else len(self.sites)
-        match self.phase:
-            case "keys":
-                return max(self.quorum, epochs.FEWEST)
-            case "shares" | "masked":
-                return max(self.quorum, epochs.threshold(members))
-            case "agree":
-                return epochs.threshold(members)
-            case "open":
-                return epochs.quorum_of_shares(members)
+        enough = max(epochs.FEWEST, epochs.threshold(len(self.roster)))
+        return enough if self.phase in ("agree", "open") else max(self.quorum, enough)
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 
@@ -188,35 +187,34 @@ class Masking:
         return replace(self, phase="masked", keyring=Keyring(self.epoch, dealt), sites=tuple(sorted(dealt)))
 
     def _masked(self, replies: Iterable[Reply]) -> Masking:
-        announced = sha256(encode(self.announcement)).digest()
         total: dict[str, Any] = {}
-        alive: list[str] = []
+        uploads: dict[str, tuple[bytes, bytes]] = {}
         for reply in replies:
             words = {name: array for name, array in reply.arrays.items() if name != "signature"}
             signature = reply.arrays["signature"].tobytes()
-            unmask.heard(self.ring.epoch, announced, reply.site, cast(Words, words), signature, self.roster)
+            found = unmask.heard(
+                self.ring.epoch, self.announced, reply.site, cast(Words, words), signature, self.roster
+            )
             for name, array in words.items():
                 if name in total:
                     total[name] += array
                 else:
                     total[name] = array.copy()
-            alive.append(reply.site)
-        _enough(len(alive), self.needed, "masked sums")
-        return replace(self, phase="agree", total=total, alive=tuple(alive))
+            uploads[reply.site] = found
+        _enough(len(uploads), self.needed, "masked sums")
+        return replace(self, phase="agree", total=total, alive=tuple(uploads), uploads=uploads)
 
     def _agreed(self, replies: Iterable[Reply]) -> Masking:
-        announced = sha256(encode(self.announcement)).digest()
         said = {reply.site: reply.arrays["signature"].tobytes() for reply in replies}
-        signatures = unmask.signatures_over(announced, self.alive, said, self.roster)
+        signatures = unmask.signatures_over(self.announced, self.alive, said, self.roster)
         _enough(len(signatures), self.needed, "signatures over who was heard")
         return replace(self, phase="open", signatures=signatures)
 
     def _opened(self, replies: Iterable[Reply]) -> Opened:
-        announced = sha256(encode(self.announcement)).digest()
         opened = {reply.site: cast(Bytes, reply.arrays["shares"]) for reply in replies}
         _enough(len(opened), self.needed, "shares of masks")
         ring, total = self.ring, {name: array.copy() for name, array in self.total.items()}
-        unmask.unmask(ring.epoch, total, announced, ring.next, self.sites, self.alive, ring.dealt, opened)
+        unmask.unmask(ring.epoch, total, self.announced, ring.next, self.sites, self.alive, ring.dealt, opened)
         return Opened(total, self.alive, replace(ring, next=ring.next + 1), len(ring.epoch.members))
 
 
@@ -244,7 +242,7 @@ def expected(request: Request, words: Mapping[str, tuple[int, str]]) -> Mapping[
             return {"mask_keys": keys, "seal_keys": keys, **signature}
         case "shares":
             n, batch, _ = arrays["mask_keys"].shape
-            holders = epochs.degree(n) + 1
+            holders = epochs.degree(n, int.from_bytes(arrays["roster"].tobytes(), "little")) + 1
             sealed, marks = (batch, holders, epochs.SEALED), (batch, holders, 2, epochs.MARK)
             return {"sealed": (sealed, "|u1"), "marks": (marks, "|u1"), **signature}
         case "agree":
@@ -278,8 +276,6 @@ def answer_phase(request: Request, vault: Vault, me: Self) -> tuple[Vault, Mappi
     match request.ask:
         case "keys":
             number, batch = (int.from_bytes(fields[name].tobytes(), "little") for name in ("epoch", "batch"))
-            if not 1 <= batch <= 256:
-                raise UpdateRejected(f"expected keys for 1 to 256 exchanges, was asked for {batch}: it was refused")
             vault, found = secagg.make_keys(vault, me.key, request.study, me.site, number, batch, me.roster)
         case "shares":
             vault, found = secagg.deal(vault, me.key, me.site, epochs.read_epoch(request.study, fields), me.roster)
@@ -292,13 +288,13 @@ def _survivors(ask: Ask, fields: Fields, vault: Vault, me: Self) -> tuple[Vault,
     members = vault.epoch.members if vault.epoch else ()
     announced, index = fields["announced"].tobytes(), int.from_bytes(fields["index"].tobytes(), "little")
     alive = _named(members, fields["alive"])
+    signatures = _by_member(members, fields["signatures"], 64)
     if ask == "agree":
-        return secagg.agree(vault, me.key, me.site, announced, index, alive)
-    asked = _named(members, fields["asked"])
-    if fields["signatures"].shape != (len(members), 64) or fields["sealed"].shape != (len(members), epochs.SEALED):
-        raise UpdateRejected(f"expected signatures and seals of {len(members)} members, found others: it was refused")
-    signatures = {site: row.tobytes() for site, row in zip(members, fields["signatures"], strict=True) if row.any()}
-    sealed = {site: row.tobytes() for site, row in zip(members, fields["sealed"], strict=True)}
+        digests = _by_member(members, fields["digests"], 32)
+        uploads = {site: (digests[site], signatures[site]) for site in alive}
+        return secagg.agree(vault, me.key, me.site, announced, index, alive, uploads, me.roster)
+    asked, sealed = _named(members, fields["asked"]), _by_member(members, fields["sealed"], epochs.SEALED)
+    signatures = {site: signature for site, signature in signatures.items() if any(signature)}
     return secagg.disclose(vault, me.site, announced, index, asked, alive, signatures, sealed, me.roster)
 
 
@@ -314,12 +310,14 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
         UpdateRejected: the epoch is another than the one here, the index was used, or a sum is beyond its grid.
     """
     fields = cast(Fields, request.arrays)
-    if vault.epoch is None or any(name not in fields for name in ANNOUNCED):
+    if vault.epoch is None or any(name not in fields or fields[name].dtype != np.uint8 for name in ANNOUNCED):
         raise UpdateRejected(
             "expected to be asked for masked sums, with keys made before, found neither: it was refused"
         )
     if fields["mask.epoch"].tobytes() != vault.epoch.digest:
         raise UpdateRejected("expected the epoch of keys that is here, found another: it was refused")
+    if fields["mask.index"].shape != (SIZES["index"],):
+        raise UpdateRejected(f"expected an index of 4 bytes, found {fields['mask.index'].shape}: it was refused")
     announced, index = sha256(encode(request)).digest(), int.from_bytes(fields["mask.index"].tobytes(), "little")
     asked = _named(vault.epoch.members, fields["mask.asked"])
     words = sheet.words(sums, len(vault.epoch.members))
@@ -329,15 +327,20 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
 
 TAKES: Mapping[str, tuple[str, ...]] = {
     "keys": ("batch", "epoch"),
-    "shares": ("epoch", "identities", "mask_keys", "members", "seal_keys", "signatures"),
-    "agree": ("alive", "announced", "index"),
+    "shares": ("epoch", "identities", "mask_keys", "members", "roster", "seal_keys", "signatures"),
+    "agree": ("alive", "announced", "digests", "index", "signatures"),
     "open": ("alive", "announced", "asked", "index", "sealed", "signatures"),
 }
+
+SIZES = {"batch": 8, "epoch": 8, "roster": 8, "announced": 32, "index": 4}
 
 
 def _require(request: Request, fields: Fields) -> None:
     if tuple(sorted(fields)) != TAKES[request.ask] or any(array.dtype != np.uint8 for array in fields.values()):
         raise UpdateRejected(f"expected {', '.join(TAKES[request.ask])} as bytes, found others: it was refused")
+    for name, size in SIZES.items():
+        if name in fields and fields[name].shape != (size,):
+            raise UpdateRejected(f"expected {name} of {size} bytes, found {fields[name].shape}: it was refused")
 
 
 def _enough(found: int, needed: int, what: str) -> None:
@@ -352,6 +355,16 @@ def _word(value: int) -> Bytes:
 def _flags(members: Sequence[str], chosen: Iterable[str]) -> Bytes:
     some = set(chosen)
     return np.array([site in some for site in members], np.uint8)
+
+
+def _rows(members: Sequence[str], found: Mapping[str, bytes], size: int) -> Bytes:
+    return np.stack([as_bytes(found.get(site, bytes(size))) for site in members])
+
+
+def _by_member(members: Sequence[str], rows: Bytes, size: int) -> dict[str, bytes]:
+    if rows.shape != (len(members), size):
+        raise UpdateRejected(f"expected {size} bytes for each of {len(members)} members, found others: it was refused")
+    return {site: row.tobytes() for site, row in zip(members, rows, strict=True)}
 
 
 def _named(members: Sequence[str], flags: Bytes) -> list[str]:

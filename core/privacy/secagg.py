@@ -6,17 +6,18 @@ survivors that the sites agree on before any of them opens anything. Five messag
     keys    make_keys   for each index of a batch: a public key for masks, one for seals
     shares  deal        both secrets of each index, dealt to the other members, sealed
     masked  protect     words + own mask + a mask with every neighbour, signed                    (the only heavy one)
-    agree   agree       a signature over who was heard
+    agree   agree       a signature over who was heard, once each of them is seen to have signed for the very same announcement
     open    disclose    for each member heard: the share of its own mask; for each that was not: the share of its key
 
 The coordinator's half is `unmask.py`. A site's secrets are its `Vault`: it must be on disk before the
 message that it goes with leaves, and is never rolled back.
 
-Guarantees, against a coordinator that does what it likes together with fewer than a third of the members:
+Guarantees, against a coordinator that does what it likes together with fewer than a third of the roster:
     * an index serves one announcement: no two vectors ever get the same masks (`protect`);
     * of each member, a site opens its own mask or its key, never both, and once (`disclose`);
     * nothing is opened unless ⌊2n/3⌋ + 1 members have signed for the very same survivors, of the very same announcement and epoch
-      (`disclose`); as an honest site signs once, there are no two such sets;
+      (`disclose`), n of them being on the roster; as an honest site signs once, there are no two such sets;
+    * none is a survivor who was told another announcement than those who open (`agree`): its masks would be with others than they think;
     * keys that a member did not sign for this epoch are refused, and so are two members with one key (`deal`);
     * the sum is exact: integers modulo 2^16, 2^32 or 2^64, whoever is lost on the way, as long as enough answer (`unmask.unmask`).
 
@@ -48,9 +49,11 @@ from fedrounds.core.privacy.epoch import (
     Fields,
     as_bytes,
     quorum_of_shares,
-    threshold,
 )
 from fedrounds.core.privacy.masks import Unsigned, Words
+
+MOST = 256  # exchanges of one epoch
+FURTHEST = 1 << 20  # an epoch's number is at most so far from the last one
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,18 @@ def make_keys(
         roster: that this site goes by; it is signed with the keys, so all whose keys are taken go by the same.
 
     Guarantees:
-        * an epoch number is answered once; keys of older epochs are gone with it.
+        * an epoch number is answered once; keys of older epochs are gone with it;
+        * numbers cannot be used up: one request takes FURTHEST of 2^64 at most.
 
     Raises:
-        UpdateRejected: the number is not higher than the last.
+        UpdateRejected: the number is not higher than the last, or too far from it, or so is the batch.
     """
+    if not 1 <= batch <= MOST:
+        raise UpdateRejected(f"expected keys for 1 to {MOST} exchanges, was asked for {batch}: it was refused")
+    if number > vault.number + FURTHEST:
+        raise UpdateRejected(
+            f"expected an epoch from {vault.number} to {FURTHEST} further, was asked for {number}: it was refused"
+        )
     if number <= vault.number:
         raise UpdateRejected(f"expected an epoch after {vault.number}, was asked for keys of epoch {number}: replayed?")
     made = {index: Secrets(masks.key_pair()[0], masks.key_pair()[0], secrets.token_bytes(32)) for index in range(batch)}
@@ -115,7 +125,8 @@ def deal(vault: Vault, key: bytes, site: str, epoch: Epoch, roster: Mapping[str,
 
     Guarantees:
         * keys that a member of the roster did not sign for this epoch are refused; so is an epoch without this site's own fresh keys;
-        * two members with one key are refused; fewer than three members are.
+        * two members with one key, in whatever words, are refused; weak keys are;
+        * fewer than three members, or than ⌊2n/3⌋ + 1 of a roster of n, are.
 
     Raises:
         UpdateRejected: as above; nothing was dealt.
@@ -124,17 +135,17 @@ def deal(vault: Vault, key: bytes, site: str, epoch: Epoch, roster: Mapping[str,
         raise UpdateRejected(f"expected epoch {vault.number} with the keys made here, found another: it was refused")
     if vault.epoch is not None:
         raise UpdateRejected(f"expected to deal once in epoch {vault.number}, was asked again: it was refused")
-    if len(epoch.members) < FEWEST:
-        raise UpdateRejected(f"expected at least {FEWEST} members, found {len(epoch.members)}: it was refused")
     epochs.verify(epoch, roster)
     at = epoch.members.index(site)
+    if len(vault.secrets) != epoch.batch:
+        raise UpdateRejected(f"expected keys for {len(vault.secrets)} exchanges, found {epoch.batch}: it was refused")
     for index, one in vault.secrets.items():
-        if index >= epoch.batch or masks.public_half(one.mask) != epoch.mask_keys[at, index].tobytes():
+        if masks.public_half(one.mask) != epoch.mask_keys[at, index].tobytes():
             raise UpdateRejected("expected the keys made here for this epoch, found older ones: it was refused")
     holders = epoch.holders()[site]
     sealed = np.zeros((epoch.batch, len(holders), SEALED), np.uint8)
     marks = np.zeros((epoch.batch, len(holders), 2, MARK), np.uint8)
-    needed = quorum_of_shares(len(epoch.members))
+    needed = quorum_of_shares(len(epoch.members), epoch.roster)
     for index, one in vault.secrets.items():
         own, mask = (shamir.split(secret, needed, len(holders)) for secret in (one.own, one.mask))
         for x, holder in enumerate(holders):
@@ -158,43 +169,66 @@ def protect(
         members: who is asked, in name order.
 
     Guarantees:
-        * an index serves once: a second announcement, or the same one again, is refused. Who has lost the reply must not train again.
+        * an index serves once: a second announcement, or the same one again, is refused. Who has lost the reply must not train again;
+        * nor does it serve once this site has signed that others were heard, and it was not.
 
     Raises:
         UpdateRejected: the index was used, is none, or fewer are asked than must answer.
     """
     epoch = _epoch(vault)
-    if index in vault.used or index not in vault.secrets:
+    if index in vault.used or index in vault.signed or index not in vault.secrets:
         raise UpdateRejected(f"expected an index that was not used, found {index}: it was refused")
     asked = set(members)
-    if len(asked) < threshold(len(epoch.members)) or site not in asked or not asked <= set(epoch.members):
+    if len(asked) < epoch.threshold or site not in asked or not asked <= set(epoch.members):
         raise UpdateRejected(
-            f"expected {threshold(len(epoch.members))} members of the epoch or more, found {len(asked)}: it was refused"
+            f"expected {epoch.threshold} members of the epoch or more, found {len(asked)}: it was refused"
         )
     mine = vault.secrets[index]
     seeds: list[tuple[bytes, masks.Sign]] = [(own_seed(mine.own, announced), 1)]
     for other in epoch.neighbours()[site]:
         if other in asked:
             theirs = epoch.mask_keys[epoch.members.index(other), index].tobytes()
-            seeds.append((pair_seed(masks.shared(mine.mask, theirs), announced), 1 if site < other else -1))
+            seeds.append(
+                (pair_seed(masks.shared(mine.mask, theirs), announced, site, other), 1 if site < other else -1)
+            )
     masks.mask(words, seeds)
-    signature = identity.seal(key, words_of_upload(announced, site, words))
+    signature = identity.seal(key, words_of_upload(announced, site, digest_of_words(words)))
     used = {**vault.used, index: announced}
     return replace(vault, used=used), {**words, "signature": as_bytes(signature)}
 
 
 def agree(
-    vault: Vault, key: bytes, site: str, announced: bytes, index: int, alive: Sequence[str]
+    vault: Vault,
+    key: bytes,
+    site: str,
+    announced: bytes,
+    index: int,
+    alive: Sequence[str],
+    uploads: Mapping[str, tuple[bytes, bytes]],
+    roster: Mapping[str, bytes],
 ) -> tuple[Vault, Fields]:
     """Sign for the survivors: those whose words were heard.
 
+    Args:
+        uploads: survivor -> SHA-256 of its masked words, and its signature over them.
+
     Guarantees:
-        * one set of survivors an index, ever; only of an announcement that this site has answered.
+        * one set of survivors an index, ever;
+        * only of those who have signed words for this announcement: as each does so once, their masks are with each other;
+        * a site that has answered another announcement signs nothing; one that has answered none is not among them.
 
     Raises:
-        UpdateRejected: too few survived, or another set was signed for.
+        UpdateRejected: too few survived, one of them has not signed, or another set was signed for.
     """
     _survived(vault, site, announced, index, alive)
+    if index not in vault.secrets:
+        raise UpdateRejected(f"expected an index that is still closed, found {index}: it was refused")
+    for one in alive:
+        digest, signature = uploads.get(one, (b"", b""))
+        if one not in roster or not identity.sealed(roster[one], words_of_upload(announced, one, digest), signature):
+            raise UpdateRejected(
+                f"expected survivors who signed for this announcement, found '{one}' who did not: nothing was signed"
+            )
     survivors = digest_of(alive)
     if vault.signed.get(index, survivors) != survivors:
         raise UpdateRejected("expected the survivors that were signed for, found others: it was refused")
@@ -231,6 +265,8 @@ def disclose(
     """
     epoch = _epoch(vault)
     _survived(vault, site, announced, index, alive)
+    if not set(alive) <= set(asked) <= set(epoch.members):
+        raise UpdateRejected("expected survivors among those who were asked, found others: nothing was opened")
     survivors = digest_of(alive)
     if index in vault.opened or index not in vault.secrets:
         raise UpdateRejected(f"expected index {index} still closed, was asked to open it again: it was refused")
@@ -242,9 +278,9 @@ def disclose(
         for one, signature in signatures.items()
         if one in epoch.members and one in roster and identity.sealed(roster[one], words, signature)
     }
-    if len(valid) < threshold(len(epoch.members)):
+    if len(valid) < epoch.threshold:
         raise UpdateRejected(
-            f"expected {threshold(len(epoch.members))} signatures over the survivors, found {len(valid)}: nothing was opened"
+            f"expected {epoch.threshold} signatures over the survivors, found {len(valid)}: nothing was opened"
         )
     holders, dealers = epoch.holders(), sorted(asked)
     shares = np.zeros((len(dealers), shamir.SHARE), np.uint8)
@@ -267,9 +303,9 @@ def _survived(vault: Vault, site: str, announced: bytes, index: int, alive: Sequ
         raise UpdateRejected("expected survivors in name order, each once, found others: it was refused")
     if site in alive and index not in vault.used:
         raise UpdateRejected("expected this site among the lost, as it sent nothing: it was refused")
-    if len(alive) < max(FEWEST, threshold(len(epoch.members))):
+    if len(alive) < max(FEWEST, epoch.threshold):
         raise UpdateRejected(
-            f"expected {threshold(len(epoch.members))} survivors of {len(epoch.members)}, found {len(alive)}: nothing was opened"
+            f"expected {max(FEWEST, epoch.threshold)} survivors of {len(epoch.members)}, found {len(alive)}: nothing was opened"
         )
 
 
@@ -292,9 +328,9 @@ def own_seed(secret: bytes, announced: bytes) -> bytes:
     return masks.seed(secret, b"own", announced)
 
 
-def pair_seed(secret: bytes, announced: bytes) -> bytes:
-    """The seed of the mask of two members, for one announcement."""
-    return masks.seed(secret, b"pair", announced)
+def pair_seed(secret: bytes, announced: bytes, one: str, other: str) -> bytes:
+    """The seed of the mask of these two members, for one announcement."""
+    return masks.seed(secret, b"pair", announced, *(site.encode() for site in sorted((one, other))))
 
 
 def mark(share: bytes) -> bytes:
@@ -307,13 +343,18 @@ def words_of_shares(epoch: Epoch, site: str, sealed: Bytes, marks: Bytes) -> byt
     return b"fedrounds shares\0" + epoch.digest + site.encode() + sha256(sealed.tobytes() + marks.tobytes()).digest()
 
 
-def words_of_upload(announced: bytes, site: str, words: Words) -> bytes:
-    """What a member signs when it sends masked words."""
+def digest_of_words(words: Words) -> bytes:
+    """SHA-256 of masked words: names, types and every byte."""
     sha = sha256()
     for name, array in words.items():
         sha.update(name.encode() + b"\0" + array.dtype.str.encode())
         sha.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return b"fedrounds words\0" + announced + sha.digest() + site.encode()
+    return sha.digest()
+
+
+def words_of_upload(announced: bytes, site: str, digest: bytes) -> bytes:
+    """What a member signs when it sends masked words of this digest."""
+    return b"fedrounds words\0" + announced + digest + site.encode()
 
 
 def words_of_survivors(announced: bytes, survivors: bytes) -> bytes:
@@ -323,8 +364,7 @@ def words_of_survivors(announced: bytes, survivors: bytes) -> bytes:
 
 def _seal(private: bytes, public: bytes, epoch: Epoch, index: int, dealer: str, holder: str) -> ChaCha20Poly1305:
     """The cipher for what one member deals to another for one index: a key that serves this once, so the nonce may be zero."""
-    itself = masks.public_half(private) == public
-    secret = sha256(b"fedrounds self\0" + private).digest() if itself else masks.shared(private, public)
+    secret = sha256(b"fedrounds self\0" + private).digest() if dealer == holder else masks.shared(private, public)
     where = index.to_bytes(4, "little")
     return ChaCha20Poly1305(masks.seed(secret, b"seal", epoch.digest, where, dealer.encode(), holder.encode()))
 
