@@ -22,6 +22,7 @@ Unsigned = NDArray[np.unsignedinteger]
 
 WORD: Mapping[Bits, type[np.unsignedinteger]] = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 SIGNED: Mapping[Bits, type[np.signedinteger]] = {16: np.int16, 32: np.int32, 64: np.int64}
+CHUNK = 1 << 15  # numbers at a time: they stay in the processor's cache
 EXACT = 2**53  # whole numbers up to here are the same in float64
 
 
@@ -59,17 +60,24 @@ class Grid:
         Raises:
             UpdateRejected: a number is not finite, or beyond a bound that does not clip.
         """
-        clipped = int(np.count_nonzero(np.abs(numbers) > self.bound))
-        if not np.isfinite(numbers).all():
-            raise UpdateRejected(f"expected finite numbers in '{name}', found NaN or infinity: nothing was sent")
-        if clipped and not self.clip:
-            raise UpdateRejected(
-                f"expected sums of '{name}' within what masked sums can carry, found larger ones: give the features ranges"
-                " that hold, or scale the target"
-            )
-        inside = np.clip(numbers, -self.bound, self.bound) if clipped else numbers
-        steps = np.rint(inside / self.step(sites))
-        return steps.astype(SIGNED[self.bits]).view(WORD[self.bits]), clipped
+        flat, step = numbers.reshape(-1), np.broadcast_to(self.step(sites), numbers.shape).reshape(-1)
+        bound = np.broadcast_to(self.bound, numbers.shape).reshape(-1)
+        found, clipped = np.empty(flat.size, SIGNED[self.bits]), 0
+        for start in range(0, flat.size, CHUNK):
+            chunk = slice(start, start + CHUNK)
+            part, most = flat[chunk], bound[chunk]
+            beyond = int(np.count_nonzero(np.abs(part) > most))
+            if not np.isfinite(part).all():
+                raise UpdateRejected(f"expected finite numbers in '{name}', found NaN or infinity: nothing was sent")
+            if beyond and not self.clip:
+                raise UpdateRejected(
+                    f"expected sums of '{name}' within what masked sums can carry, found larger ones: give the features"
+                    " ranges that hold, or scale the target"
+                )
+            steps = (np.clip(part, -most, most) if beyond else part) / step[chunk]
+            found[chunk] = np.rint(steps, out=steps)
+            clipped += beyond
+        return found.view(WORD[self.bits]).reshape(numbers.shape), clipped
 
     def numbers(self, words: Unsigned, sites: int) -> Array:
         """The sum of so many sites' numbers, from the sum of their words.

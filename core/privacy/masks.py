@@ -34,14 +34,19 @@ def seed(secret: bytes, *words: bytes) -> bytes:
     return HKDF(SHA256(), 32, None, info).derive(secret)
 
 
-def shared(private: bytes, public: bytes) -> bytes:
+def opened(private: bytes) -> X25519PrivateKey:
+    """A private key, ready for use: that costs as much as one exchange, so who has many exchanges with it does it once."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def shared(private: X25519PrivateKey, public: bytes) -> bytes:
     """What two sites know that nobody else does (X25519, RFC 7748): 32 bytes.
 
     Raises:
         UpdateRejected: the public key is one of the few that give everybody the same.
     """
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         raise UpdateRejected(
             "expected a public key that belongs to somebody, found a weak one: it was refused"
@@ -56,7 +61,7 @@ def key_pair() -> tuple[bytes, bytes]:
 
 def public_half(private: bytes) -> bytes:
     """The public key of a private one."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    return opened(private).public_key().public_bytes_raw()
 
 
 def mask(words: Words, seeds: Iterable[tuple[bytes, Sign]]) -> None:

@@ -31,9 +31,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import islice
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedrounds.core import identity
@@ -148,9 +150,10 @@ def deal(vault: Vault, key: bytes, site: str, epoch: Epoch, roster: Mapping[str,
     needed = quorum_of_shares(len(epoch.members), epoch.roster)
     for index, one in vault.secrets.items():
         own, mask = (shamir.split(secret, needed, len(holders)) for secret in (one.own, one.mask))
+        seal = masks.opened(one.seal)
         for x, holder in enumerate(holders):
             peer = epoch.seal_keys[epoch.members.index(holder), index].tobytes()
-            cipher = _seal(one.seal, peer, epoch, index, site, holder)
+            cipher = _seal(seal, peer, epoch, index, site, holder)
             sealed[index, x] = as_bytes(cipher.encrypt(bytes(12), own[x] + mask[x], None))
             marks[index, x] = [as_bytes(mark(own[x])), as_bytes(mark(mask[x]))]
     signature = identity.seal(key, words_of_shares(epoch, site, sealed, marks))
@@ -185,11 +188,12 @@ def protect(
         )
     mine = vault.secrets[index]
     seeds: list[tuple[bytes, masks.Sign]] = [(own_seed(mine.own, announced), 1)]
+    at, key_of_masks = {one: row for row, one in enumerate(epoch.members)}, masks.opened(mine.mask)
     for other in epoch.neighbours()[site]:
         if other in asked:
-            theirs = epoch.mask_keys[epoch.members.index(other), index].tobytes()
+            theirs = epoch.mask_keys[at[other], index].tobytes()
             seeds.append(
-                (pair_seed(masks.shared(mine.mask, theirs), announced, site, other), 1 if site < other else -1)
+                (pair_seed(masks.shared(key_of_masks, theirs), announced, site, other), 1 if site < other else -1)
             )
     masks.mask(words, seeds)
     signature = identity.seal(key, words_of_upload(announced, site, digest_of_words(words)))
@@ -273,21 +277,19 @@ def disclose(
     if vault.signed.get(index, survivors) != survivors:
         raise UpdateRejected("expected the survivors that were signed for, found others: it was refused")
     words = words_of_survivors(announced, survivors)
-    valid = {
-        one
-        for one, signature in signatures.items()
-        if one in epoch.members and one in roster and identity.sealed(roster[one], words, signature)
-    }
+    members = (one for one in epoch.members if one in signatures and one in roster)
+    good = (one for one in members if identity.sealed(roster[one], words, signatures[one]))
+    valid = list(islice(good, epoch.threshold))  # more say nothing more
     if len(valid) < epoch.threshold:
         raise UpdateRejected(
             f"expected {epoch.threshold} signatures over the survivors, found {len(valid)}: nothing was opened"
         )
-    holders, dealers = epoch.holders(), sorted(asked)
+    holders, dealers, seal = epoch.holders(), sorted(asked), masks.opened(vault.secrets[index].seal)
     shares = np.zeros((len(dealers), shamir.SHARE), np.uint8)
     for row, dealer in enumerate(dealers):
         if site not in holders[dealer]:
             continue
-        both = _unsealed(vault.secrets[index].seal, sealed.get(dealer, b""), epoch, index, dealer, site)
+        both = _unsealed(seal, sealed.get(dealer, b""), epoch, index, dealer, site)
         if both:
             half = both[: shamir.SHARE] if dealer in alive else both[shamir.SHARE :]
             shares[row] = as_bytes(half)
@@ -362,14 +364,20 @@ def words_of_survivors(announced: bytes, survivors: bytes) -> bytes:
     return b"fedrounds survivors\0" + announced + survivors
 
 
-def _seal(private: bytes, public: bytes, epoch: Epoch, index: int, dealer: str, holder: str) -> ChaCha20Poly1305:
+def _seal(
+    private: X25519PrivateKey, public: bytes, epoch: Epoch, index: int, dealer: str, holder: str
+) -> ChaCha20Poly1305:
     """The cipher for what one member deals to another for one index: a key that serves this once, so the nonce may be zero."""
-    secret = sha256(b"fedrounds self\0" + private).digest() if dealer == holder else masks.shared(private, public)
+    secret = (
+        sha256(b"fedrounds self\0" + private.private_bytes_raw()).digest()
+        if dealer == holder
+        else masks.shared(private, public)
+    )
     where = index.to_bytes(4, "little")
     return ChaCha20Poly1305(masks.seed(secret, b"seal", epoch.digest, where, dealer.encode(), holder.encode()))
 
 
-def _unsealed(private: bytes, sealed: bytes, epoch: Epoch, index: int, dealer: str, holder: str) -> bytes:
+def _unsealed(private: X25519PrivateKey, sealed: bytes, epoch: Epoch, index: int, dealer: str, holder: str) -> bytes:
     """Both shares; nothing where the seal does not open."""
     public = epoch.seal_keys[epoch.members.index(dealer), index].tobytes()
     try:

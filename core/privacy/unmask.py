@@ -108,10 +108,11 @@ def unmask(
             continue
         if masks.public_half(secret) != epoch.mask_keys[epoch.members.index(member), index].tobytes():
             raise UpdateRejected(f"expected shares of the key of '{member}', found others: it dealt wrong ones")
+        key = masks.opened(secret)
         for other in neighbours[member]:
             if other in alive:  # `other` added its mask with the lost one: take that away
                 theirs = epoch.mask_keys[epoch.members.index(other), index].tobytes()
                 seeds.append(
-                    (pair_seed(masks.shared(secret, theirs), announced, member, other), -1 if other < member else 1)
+                    (pair_seed(masks.shared(key, theirs), announced, member, other), -1 if other < member else 1)
                 )
     masks.mask(total, seeds)
