@@ -188,7 +188,7 @@ def forged_keys(world, site, key):
     vault, made = secagg.make_keys(Vault(), world.keys[site], "study", site, 1, 2, world.roster)
     mask_keys = made["mask_keys"].copy()
     mask_keys[0] = as_bytes(key)
-    words = epochs.words_of_keys("study", 1, site, mask_keys, made["seal_keys"], world.roster)
+    words = epochs.words_of_keys("study", 1, site, mask_keys, made["seal_keys"], epochs.roster_digest(world.roster))
     signature = as_bytes(identity.seal(world.keys[site], words))
     return vault, {**made, "mask_keys": mask_keys, "signature": signature}
 

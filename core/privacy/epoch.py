@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 
 import numpy as np
@@ -91,7 +91,7 @@ class Epoch:
         """How many exchanges it serves."""
         return self.mask_keys.shape[1]
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 over every word of it."""
         sha = sha256(
@@ -172,10 +172,11 @@ def verify(epoch: Epoch, roster: Mapping[str, bytes]) -> None:
             f"expected at least {max(FEWEST, threshold(len(roster)))} of the {len(roster)} sites of the roster for masked sums,"
             f" found {len(epoch.members)}: the epoch was refused"
         )
+    agreed = roster_digest(roster)
     for at, site in enumerate(epoch.members):
         if roster.get(site) != epoch.identities[at].tobytes():
             raise UpdateRejected(f"expected the roster's key of '{site}', found another: the epoch was refused")
-        words = words_of_keys(epoch.study, epoch.number, site, epoch.mask_keys[at], epoch.seal_keys[at], roster)
+        words = words_of_keys(epoch.study, epoch.number, site, epoch.mask_keys[at], epoch.seal_keys[at], agreed)
         if not identity.sealed(roster[site], words, epoch.signatures[at].tobytes()):
             raise UpdateRejected(f"expected keys signed by '{site}', found others: the epoch was refused")
         for key in (*epoch.mask_keys[at], *epoch.seal_keys[at]):
@@ -194,12 +195,10 @@ def roster_digest(roster: Mapping[str, bytes]) -> bytes:
     ).digest()
 
 
-def words_of_keys(
-    study: str, number: int, site: str, mask_keys: Bytes, seal_keys: Bytes, roster: Mapping[str, bytes]
-) -> bytes:
-    """What a member signs when it makes keys: that they are for this epoch, and by which roster it goes."""
+def words_of_keys(study: str, number: int, site: str, mask_keys: Bytes, seal_keys: Bytes, agreed: bytes) -> bytes:
+    """What a member signs when it makes keys: that they are for this epoch, and by the digest of which roster it goes."""
     head = f"fedrounds keys\0{study}\0{number}\0{site}\0".encode()
-    return head + sha256(mask_keys.tobytes() + seal_keys.tobytes()).digest() + roster_digest(roster)
+    return head + sha256(mask_keys.tobytes() + seal_keys.tobytes()).digest() + agreed
 
 
 def as_bytes(data: bytes) -> Bytes:

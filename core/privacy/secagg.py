@@ -110,7 +110,8 @@ def make_keys(
     made = {index: Secrets(masks.key_pair()[0], masks.key_pair()[0], secrets.token_bytes(32)) for index in range(batch)}
     mask_keys = np.stack([as_bytes(masks.public_half(one.mask)) for one in made.values()])
     seal_keys = np.stack([as_bytes(masks.public_half(one.seal)) for one in made.values()])
-    signature = identity.seal(key, epochs.words_of_keys(study, number, site, mask_keys, seal_keys, roster))
+    agreed = epochs.roster_digest(roster)
+    signature = identity.seal(key, epochs.words_of_keys(study, number, site, mask_keys, seal_keys, agreed))
     fields = {"mask_keys": mask_keys, "seal_keys": seal_keys, "signature": as_bytes(signature)}
     return Vault(number, made), fields
 
