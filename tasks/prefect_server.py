@@ -227,6 +227,9 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.server.database import provide_database_interface
 
+    from fedrounds.tasks.routes import as_asked
+
+    as_asked()
     if template is not None and not template.exists() and not database.exists():
         asyncio.run(provide_database_interface().create_db())
         with contextlib.suppress(OSError, sqlite3.Error):  # a read-only folder is no reason not to serve
