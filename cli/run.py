@@ -226,9 +226,11 @@ def _flow(
 
 def import_prefect() -> None:
     """The flow, and what Prefect's client wants for its first call: better now than when the server is there."""
+    from fedrounds.tasks.quick_settings import without_repeats
     from fedrounds.tasks.staying import staying
 
     with staying():
+        without_repeats()
         import fastapi.encoders  # noqa: F401
 
         import fedrounds.flows.study  # noqa: F401

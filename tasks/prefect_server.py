@@ -250,7 +250,14 @@ def main() -> None:
     if template is not None and template.exists() and not database.exists():
         with contextlib.suppress(OSError, sqlite3.Error):  # damaged: Prefect then runs its migrations itself
             _copy(template, database)
+            if _migrated(database):  # by this very release: there is nothing to look for
+                os.environ["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
 
+    from fedrounds.tasks.quick_settings import without_repeats
+    from fedrounds.tasks.routes import as_asked
+
+    without_repeats()
+    as_asked()
     if "prefect.context" in sys.modules:  # imported by the process that this one was forked from, for a client
         sys.modules["prefect.context"].refresh_global_settings_context()
 
@@ -260,9 +267,6 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.server.database import provide_database_interface
 
-    from fedrounds.tasks.routes import as_asked
-
-    as_asked()
     if template is not None and not template.exists() and not database.exists():
         asyncio.run(provide_database_interface().create_db())
         with contextlib.suppress(OSError, sqlite3.Error):  # a read-only folder is no reason not to serve
@@ -318,6 +322,11 @@ class _Ending:
             self.server.should_exit = True
             time.sleep(GRACE_S)
         os._exit(0)
+
+
+def _migrated(database: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return bool(connection.execute("select count(*) from alembic_version").fetchone()[0])
 
 
 def _copy(source: Path, target: Path) -> None:
