@@ -287,21 +287,23 @@ class Run:
             self._tracking = self._ask_track()
 
     def finish_tracking(self) -> Any:
-        """A future: everything is in MLflow, plots and note included. The plots are drawn here, while MLflow catches up."""
+        """A future: everything is in MLflow, plots and note included. The plots are drawn here, while MLflow catches up and is told the rest."""
         from fedrounds.reports.summary import plots
 
         self.warm_up()
         self.track()
+        told = self._ask_track("tell")
         folder = self.place.own / "plots"
         folder.mkdir(exist_ok=True)
         visits, baselines = self.ledger.visits(), self.ledger.noted("baselines") or {}
         for name, png in plots(self.folder.study, visits, baselines, self.ledger.standing().champion).items():
             (folder / f"{name}.png").write_bytes(png)
-        return self._ask_track(finish=True)
+        told.result()  # what went wrong there would be wrong again
+        return self._ask_track("end")
 
-    def _ask_track(self, finish: bool = False) -> Any:
+    def _ask_track(self, *more: Literal["tell", "end"]) -> Any:
         assert self._track is not None
-        return self._track.call(self.place.told | {"finish": finish})
+        return self._track.call(self.place.told | dict.fromkeys(more, True))
 
 
 def ahead(folder: Folder, state: State, wards: Mapping[str, Ward]) -> dict[str, Forked]:
