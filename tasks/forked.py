@@ -64,8 +64,8 @@ class Forked:
         self.module = module
         self.returncode: int | None = None
         self._lock = threading.Lock()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__} - {None}:
+            stream.flush()
         said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         stdin, requests = os.pipe()
         replies, stdout = os.pipe() if answers else (-1, said)
@@ -126,6 +126,11 @@ def _become(
             if fd > 2 and fd not in keep:
                 with suppress(OSError):  # the one that listed them
                     os.close(fd)
+        sys.stdin, sys.stdout, sys.stderr = (
+            sys.__stdin__,
+            sys.__stdout__,
+            sys.__stderr__,
+        )  # whatever they were caught in
         os.environ.clear()
         os.environ.update(env)
         if cwd is not None:
