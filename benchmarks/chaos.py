@@ -2,8 +2,9 @@
 
     python benchmarks/chaos.py [--kills 100] [--seed 1] [--only random|named|others]
 
-One study goes on through all of it. Victims: the coordinator's run, the hospitals' agents, MLflow's server, PostgreSQL: kill -9 at seeded
-moments, then at named instants (benchmarks/dying), a hospital's disk that is full, its clock a day off, its network cut amid an upload.
+One study goes on through all of it. Victims: the coordinator's run, the hospitals' agents, MLflow's server, PostgreSQL, nginx, Prefect's server:
+kill -9 at seeded moments, then at named instants (benchmarks/dying), a hospital's disk that is full, its clock a day off. (Its network cut amid an
+upload: tests/test_federated.py.)
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from demo_federated import HOUSE, PROGRAM, Demonstration, demonstration, fedrounds
 
 DYING = Path(__file__).parent / "dying"
+SERVERS = {"MLflow": "mlflow", "nginx": "nginx: master", "Prefect": "prefect_server"}  # a word of their command lines
+VICTIMS = ("run", "run", "site", "site", "PostgreSQL", *SERVERS)
 # Who dies, and where: what it does, whose process, the instant, before/after/amid, the how manyth time.
 NAMED = [
     ("no hospital has the question yet", "run", "fedrounds.tasks.desk:Desk.ask", "before", 1),
@@ -122,7 +126,7 @@ class Chaos:
                     self.rounds = fedrounds("status", self.it.home)["rounds"]
                 process = self.run()
                 continue
-            victim = self.dice.choice(["run", "run", "site", "site", "MLflow", "PostgreSQL"])
+            victim = self.dice.choice(VICTIMS)
             self.happened[victim] += 1
             left -= 1
             if victim == "run":
@@ -132,9 +136,10 @@ class Chaos:
                 site = self.dice.choice(self.it.sites)
                 self.it.kill(site)
                 self.it.agent(site)
-            elif victim == "MLflow":
-                for pid in children(self.it.processes["coordinator"].pid, "mlflow"):
-                    os.kill(pid, signal.SIGKILL)
+            elif victim in SERVERS:
+                for pid in children(self.it.processes["coordinator"].pid, SERVERS[victim]):
+                    with suppress(ProcessLookupError):  # it went with the one before, its parent
+                        os.kill(pid, signal.SIGKILL)
             else:
                 self.it.database.kill()
                 time.sleep(self.dice.uniform(0.0, 2.0))
@@ -317,7 +322,7 @@ def page(happened: Mapping[str, int], wrong: Sequence[str], rounds: int, seconds
     ).stdout.strip()
     written = (
         f"Written by `make chaos` on {dt.date.today()} at commit {commit}, seed {seed}: {rounds} rounds in {seconds / 60:.0f} minutes on "
-        f"{os.cpu_count()} cores, with a real PostgreSQL, MLflow, nginx and four agents. After each kill the same command was given again."
+        f"{os.cpu_count()} cores, with a real PostgreSQL, MLflow, Prefect, nginx and four agents. After each kill the same command was given again."
     )
     lines = [
         "# Chaos",

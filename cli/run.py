@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedrounds.tasks.clock import Clock
     from fedrounds.tasks.dask import Crew
     from fedrounds.tasks.folder import Folder, State
+    from fedrounds.tasks.forked import Forked
     from fedrounds.tasks.prefect_server import PrefectServer
     from fedrounds.tasks.run import Run
     from fedrounds.tasks.ward import Ward
@@ -169,18 +170,25 @@ def _carry_out(
     crew: Crew | None = None,
 ) -> None:
     """Run the flow on a Prefect server: ours, or the one at PREFECT_API_URL."""
+    from fedrounds.tasks.forked import alone
     from fedrounds.tasks.prefect_server import PrefectServer, settings
 
     theirs = os.environ.get("PREFECT_API_URL")
-    server = None if theirs else PrefectServer(place.prefect_home, place.log, templates=place.mlruns / ".cache")
+    forks = crew is None and alone()
+    server = (
+        None
+        if theirs
+        else PrefectServer(place.prefect_home, place.log, templates=place.mlruns / ".cache", begin=not forks)
+    )
     try:
         with (
             surroundings(settings(place.prefect_home, theirs or server.api_url)),
             quiet(place.log) as terminal,
+            forked(folder, place, wards, server, clock) if forks else nullcontext({}) as helpers,
             progress(folder, terminal, as_json) as on_visit,
         ):
             try:
-                _flow(folder, place, wards, more, server, on_visit, clock, crew)
+                _flow(folder, place, wards, more, server, on_visit, clock, helpers, crew)
             finally:
                 flush_prefect()
     finally:
@@ -197,17 +205,16 @@ def _flow(
     server: PrefectServer | None,
     on_visit: Callable[[Run], None],
     clock: Clock,
+    helpers: Mapping[str, Forked],
     crew: Crew | None = None,
 ) -> None:
     from fedrounds.tasks.run import opened as opened_run
-    from fedrounds.tasks.staying import staying
 
     with opened_run(folder, place, on_visit, wards, clock, crew=crew) as run, clock("Prefect"):
+        run.forked.update(helpers)
         run.warm_up()
-        with staying():
-            import fastapi.encoders  # noqa: F401  Prefect's client wants it for its first call: better now than when the server is there
-
-            from fedrounds.flows.study import carry
+        import_prefect()
+        from fedrounds.flows.study import carry
 
         logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it counts aloud what it still has to send
         if server is not None:
@@ -215,6 +222,40 @@ def _flow(
         asyncio.run(carry(run, more))
         if server is not None:
             server.drain(run.flow_run, run.tasks)
+
+
+def import_prefect() -> None:
+    """The flow, and what Prefect's client wants for its first call: better now than when the server is there."""
+    from fedrounds.tasks.quick_settings import without_repeats
+    from fedrounds.tasks.staying import staying
+
+    with staying():
+        without_repeats()
+        import fastapi.encoders  # noqa: F401
+
+        import fedrounds.flows.study  # noqa: F401
+
+
+@contextmanager
+def forked(
+    folder: Folder, place: State, wards: Mapping[str, Ward], server: PrefectServer | None, clock: Clock
+) -> Iterator[Mapping[str, Forked]]:
+    """The run's helpers, and its server once Prefect is imported here: forks, which have less left to import than programs of their own."""
+    from fedrounds.tasks.forked import alone
+    from fedrounds.tasks.run import ahead
+
+    helpers: Mapping[str, Forked] = {}
+    try:
+        with clock("Prefect"):
+            helpers = ahead(folder, place, wards)
+            import_prefect()
+            if server is not None:
+                server.begin(fork=alone())
+        yield helpers
+    finally:
+        for helper in helpers.values():
+            helper.kill()
+            helper.wait()
 
 
 def flush_prefect() -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrounds.core import errors
+from fedrounds.tasks.forked import Forked
 from fedrounds.tasks.staying import staying
 from fedrounds.tasks.withheld import trace
 
@@ -37,20 +38,15 @@ class Child:
         module: what `python -m` starts; it must end in a call of `serve`.
         log: where the child's prints and tracebacks are appended.
         env: variables set on top of this process's own.
+        process: the helper, where it was forked already.
     """
 
-    def __init__(self, module: str, log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, log: Path, env: Mapping[str, str] | None = None, process: Forked | None = None
+    ) -> None:
         self.module, self.log = module, Path(log).absolute()
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,  # so that Ctrl-C, sent to the whole group, stops at the parent
-            )
+        self._process = process or self._started({**os.environ, **(env or {})})
         self.pid = self._process.pid
         self._lock = threading.Lock()
         self._waiting: deque[Future[dict[str, Any]]] = deque()
@@ -59,6 +55,17 @@ class Child:
         threading.Thread(target=self._write, name=f"{module} requests", daemon=True).start()
         self._reader = threading.Thread(target=self._read, name=f"{module} answers", daemon=True)
         self._reader.start()
+
+    def _started(self, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        with self.log.open("ab") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", self.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=dict(env),
+                start_new_session=True,  # so that Ctrl-C, sent to the whole group, stops at the parent
+            )
 
     @property
     def over(self) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.folder import Folder
+from fedrounds.tasks.forked import Forked
 
+GATE = "fedrounds.tasks.gate"
 MANY = 200  # sites from which a second helper pays: below, its import takes longer than it spares
 
 
@@ -19,10 +21,13 @@ class Gates:
 
     Args:
         log: where they say what goes wrong.
+        forked: helpers that were forked already, by module; one for a gate is taken out and is the first.
     """
 
-    def __init__(self, folder: Folder, log: Path, env: Mapping[str, str]) -> None:
-        self._folder, self._log, self._env = folder, log, env
+    def __init__(
+        self, folder: Folder, log: Path, env: Mapping[str, str], forked: dict[str, Forked] | None = None
+    ) -> None:
+        self._folder, self._log, self._env, self._forked = folder, log, env, {} if forked is None else forked
         self._helpers: list[Child | None] = [None] * (2 if len(folder.sites) >= MANY else 1)
         self._turns = itertools.cycle(range(len(self._helpers)))
 
@@ -35,7 +40,7 @@ class Gates:
         turn = next(self._turns)
         helper = self._helpers[turn]
         if helper is None or helper.over:
-            self._helpers[turn] = helper = Child("fedrounds.tasks.gate", self._log, self._env)
+            self._helpers[turn] = helper = Child(GATE, self._log, self._env, self._forked.pop(GATE, None))
         data = None if self._folder.data == self._folder.path else str(self._folder.data)
         request = {"folder": str(self._folder.path), "data": data, "site": site, "problem": problem}
         return helper.call(request)

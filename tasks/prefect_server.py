@@ -93,6 +93,7 @@ class PrefectServer:
         templates: a folder for an empty, migrated database: the first start leaves it there, later fresh homes copy it
             instead of running all of Prefect's migrations, which is most of a first start.
         environment: further settings of the server.
+        begin: whether it starts at once; else its address is taken, and `begin` starts it.
     """
 
     def __init__(
@@ -104,24 +105,50 @@ class PrefectServer:
         services: bool = False,
         templates: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        begin: bool = True,
     ) -> None:
         self.home, self.log = Path(home).absolute(), Path(log).absolute()
         self.home.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with _listen(port) as listening, self.log.open("ab") as log_file:
-            self.port: int = listening.getsockname()[1]
-            folder = [] if templates is None else [str(Path(templates).absolute())]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fedrounds.tasks.prefect_server", str(listening.fileno()), *folder],
+        self._listening: socket.socket = _listen(port)
+        self.port: int = self._listening.getsockname()[1]
+        self._words = [] if templates is None else [str(Path(templates).absolute())]
+        self._env = {**self._environment(ui, services), **(environment or {})}
+        self._process: Any = None
+        if begin:
+            self.begin()
+
+    def begin(self, fork: bool = False) -> None:
+        """Start it.
+
+        Args:
+            fork: from this process, which has imported Prefect's client and has no second thread: half of the start is done then.
+        """
+        fd = self._listening.fileno()
+        with self._listening:
+            self._process = self._forked(fd) if fork else self._started(fd)
+        self.pid = self._process.pid
+
+    def _started(self, fd: int) -> Any:
+        with self.log.open("ab") as log_file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "fedrounds.tasks.prefect_server", str(fd), *self._words],
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=log_file,
-                env={**self._environment(ui, services), **(environment or {})},
+                env=self._env,
                 cwd=self.home,  # Prefect reads .env, prefect.toml and pyproject.toml where it starts
-                pass_fds=(listening.fileno(),),
+                pass_fds=(fd,),
                 start_new_session=True,
             )
-        self.pid = self._process.pid
+
+    def _forked(self, fd: int) -> Any:
+        from fedrounds.tasks.forked import Forked
+
+        words = [str(fd), *self._words]
+        return Forked(
+            "fedrounds.tasks.prefect_server", words, self.log, self._env, answers=False, keep=[fd], cwd=self.home
+        )
 
     def _environment(self, ui: bool, services: bool) -> dict[str, str]:
         theirs = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -184,7 +211,10 @@ class PrefectServer:
 
     def stop(self) -> None:
         """End the server: it closes its database and leaves, or is killed. A second call does nothing."""
-        end(self._process, GRACE_S + 1)
+        if self._process is None:
+            self._listening.close()
+        else:
+            end(self._process, GRACE_S + 1)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)  # never through a proxy
@@ -220,6 +250,16 @@ def main() -> None:
     if template is not None and template.exists() and not database.exists():
         with contextlib.suppress(OSError, sqlite3.Error):  # damaged: Prefect then runs its migrations itself
             _copy(template, database)
+            if _migrated(database):  # by this very release: there is nothing to look for
+                os.environ["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] = "false"
+
+    from fedrounds.tasks.quick_settings import without_repeats
+    from fedrounds.tasks.routes import as_asked
+
+    without_repeats()
+    as_asked()
+    if "prefect.context" in sys.modules:  # imported by the process that this one was forked from, for a client
+        sys.modules["prefect.context"].refresh_global_settings_context()
 
     import asyncio
 
@@ -282,6 +322,11 @@ class _Ending:
             self.server.should_exit = True
             time.sleep(GRACE_S)
         os._exit(0)
+
+
+def _migrated(database: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return bool(connection.execute("select count(*) from alembic_version").fetchone()[0])
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -104,7 +104,7 @@ def repair(place: State) -> dict[str, Any]:
                 (folder / f"{name}.png").write_bytes(png)
         child = Child("fedrounds.tasks.track", place.log, QUIET)
         try:
-            answer = child.call(place.told | {"finish": True, "repair": True}).result()
+            answer = child.call(place.told | {"tell": True, "end": True, "repair": True}).result()
         finally:
             child.kill()
         if ledger.unprojected():

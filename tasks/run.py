@@ -25,7 +25,8 @@ from fedrounds.tasks.baselines import compare
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
-from fedrounds.tasks.gates import Gates
+from fedrounds.tasks.forked import Forked
+from fedrounds.tasks.gates import GATE, Gates
 from fedrounds.tasks.record import as_row, record
 from fedrounds.tasks.remembered import Remembered
 from fedrounds.tasks.verdict import Verdict, line, to_json
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 ALONE = 32  # sites up to which each has tasks of its own
 BATCHES = 8  # tasks that carry the sites between them where there are more, at most ALONE each: a task costs more than a small site's training
+TRACK = "fedrounds.tasks.track"
 QUIET = {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
@@ -114,7 +116,8 @@ class Run:
                 "expected a study that masks its sums to run in one process or federated, found a cluster: leave --runner out"
             )
         self._crew = crew  # of a Dask cluster, where the rows are there
-        self._gates = crew or Gates(folder, state.log, QUIET)
+        self.forked: dict[str, Forked] = {}  # helpers that were forked ahead of the run, by module
+        self._gates = crew or Gates(folder, state.log, QUIET, self.forked)
         self._track: Child | None = None
         self._tracking: Any = None
 
@@ -126,7 +129,7 @@ class Run:
     def warm_up(self) -> None:
         """Start the helper processes whose imports take seconds, so that they are ready when they are needed."""
         if self._track is None:
-            self._track = Child("fedrounds.tasks.track", self.place.log, QUIET)
+            self._track = Child(TRACK, self.place.log, QUIET, self.forked.pop(TRACK, None))
             self.track()  # opens MLflow's database, which takes its time too
         for name, ward in self.wards.items():
             if ward.fingerprint and name not in self._asked and self.remembered(ward) is None:
@@ -304,21 +307,31 @@ class Run:
             self._tracking = self._ask_track()
 
     def finish_tracking(self) -> Any:
-        """A future: everything is in MLflow, plots and note included. The plots are drawn here, while MLflow catches up."""
+        """A future: everything is in MLflow, plots and note included. The plots are drawn here, while MLflow catches up and is told the rest."""
         from fedrounds.reports.summary import plots
 
         self.warm_up()
         self.track()
+        told = self._ask_track("tell")
         folder = self.place.own / "plots"
         folder.mkdir(exist_ok=True)
         visits, baselines = self.ledger.visits(), self.ledger.noted("baselines") or {}
         for name, png in plots(self.folder.study, visits, baselines, self.ledger.standing().champion).items():
             (folder / f"{name}.png").write_bytes(png)
-        return self._ask_track(finish=True)
+        told.result()  # what went wrong there would be wrong again
+        return self._ask_track("end")
 
-    def _ask_track(self, finish: bool = False) -> Any:
+    def _ask_track(self, *more: Literal["tell", "end"]) -> Any:
         assert self._track is not None
-        return self._track.call(self.place.told | {"finish": finish})
+        return self._track.call(self.place.told | dict.fromkeys(more, True))
+
+
+def ahead(folder: Folder, state: State, wards: Mapping[str, Ward]) -> dict[str, Forked]:
+    """The helpers that a run will want, forked before its ledger is open; a gate only where no verdict is remembered."""
+    memory = Remembered(folder, state.verdicts)
+    asked = any(ward.fingerprint and memory.verdict(ward) is None for ward in wards.values())
+    env = {**os.environ, **QUIET}
+    return {module: Forked(module, (), state.log, env) for module in (TRACK, *([GATE] if asked else ()))}
 
 
 def request_bytes(asking: Asking) -> Requests:

@@ -166,7 +166,7 @@ class Projection:
             self.ledger.mark_projected(number)
         if acts:
             self.ledger.mark_acts_projected(acts[-1].number)
-            self._tell()
+            self.tell()
         return len(pending)
 
     def _visits(self, pending: Sequence[int]) -> None:
@@ -307,17 +307,15 @@ class Projection:
 
     # --- the end of a run ---------------------------------------------------------------------------------------------
 
-    def finish(self, plots: Path) -> None:
-        """The report, its model's card, the plots that lie beside the ledger, the note beside the run, and the run's end."""
-        run = self.runs["lineage"]
+    def end(self, plots: Path) -> None:
+        """The plots that lie beside the ledger, and the run's end."""
         entries = self.ledger.visits()
-        shutil.copytree(plots, self.artifacts / run / "artifacts" / "plots", dirs_exist_ok=True)
-        self._tell()
+        shutil.copytree(plots, self.artifacts / self.runs["lineage"] / "artifacts" / "plots", dirs_exist_ok=True)
         for about, made in self.runs.items():
             if about == "lineage" or about.startswith("site "):
                 self.client.set_terminated(made, end_time=int(entries[-1].committed * 1000))
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         """The report, its model's card and the note beside the lineage's run."""
         run = self.runs["lineage"]
         publish(self.ledger, self.artifacts / run / "artifacts")
@@ -390,8 +388,10 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
         _projections[key] = Projection(Ledger.open(key if "://" in key else Path(key)), mlruns, tracking, repair)
     projection = _projections[key]
     written = projection.project()
-    if request.get("finish"):
-        projection.finish(Path(request["own"]) / "plots")
+    if request.get("tell"):
+        projection.tell()
+    if request.get("end"):
+        projection.end(Path(request["own"]) / "plots")
     made = {**projection.made, "aliases": projection.decisions.moved}
     return {"written": written, "reports": projection.reports, "made": made}
 

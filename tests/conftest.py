@@ -30,6 +30,34 @@ PATHS = {  # where MLflow's database keeps places on the disk
     "model_versions": ("source", "storage_location"),
     "logged_models": ("artifact_location",),
 }
+# Files that take longest, first: two workers then end together. What is not named comes after, as it was found.
+HEAVIEST = [
+    "test_federated",
+    "test_schedule",
+    "test_browser",
+    "test_repair",
+    "test_dask",
+    "test_end_to_end",
+    "test_kill",
+    "test_canary",
+    "test_track",
+    "test_acts",
+    "test_prefect_server",
+    "test_quality",
+    "test_cli",
+    "test_actions",
+    "test_drift_run",
+    "test_offline",
+    "test_coordinator",
+    "test_draft",
+    "test_packaging",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The heaviest files first (`make test` keeps xdist from an order of its own: most tests first, which is the lightest first)."""
+    rank = {name: number for number, name in enumerate(HEAVIEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(HEAVIEST)))
 
 
 def alone(**more: str) -> dict[str, str]:

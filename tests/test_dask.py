@@ -158,7 +158,7 @@ def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program)
 
 
 def test_a_worker_killed_amid_a_round_loses_nothing(tmp_path, program):
-    path = diabetes(tmp_path / "diabetes", epochs=2000)
+    path = diabetes(tmp_path / "diabetes", epochs=5000)  # so that a worker is met at work, on a busy machine too
     with started(tmp_path / "cluster", 2) as cluster:
         command = [sys.executable, "-m", "fedrounds.cli.main", "run", str(path), "--json", "--runner", cluster.runner]
         with (

@@ -1,17 +1,23 @@
-"""A federation on one machine, really apart: processes, folders, users, TLS, PostgreSQL; and what it survives (`make chaos` has all of it)."""
+"""A federation on one machine, really apart: processes, folders, users, TLS, PostgreSQL; and what it survives (`make chaos` has all of it).
+
+One hospital is behind a wall besides: a network namespace with one port outwards and none inwards. The tests tell one story, in order: their
+servers and hospitals are the same, and what each adds to the study is judged once, at the end.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
 from chaos import NAMED, Chaos
 from demo_federated import demonstration, fedrounds
 from isolation import isolation
+from wall import IN_IT, OUTER, inside, listening, open_to_the_hospital, slowly, uploading, wall
 
 NAMES = [what[0] for what in NAMED]
-ROUNDS = 4
+BEHIND, ROUNDS, CUT_S = "east", 4, 4
 
 
 def beside(name: str):
@@ -25,24 +31,42 @@ def beside(name: str):
 canary = beside("test_canary")
 
 
-def planted(study: Path) -> None:
-    """Canaries in the rows of every hospital; at `west` they fail the gate."""
+def prepared(study: Path) -> None:
+    """Canaries in the rows of every hospital, at `west` they fail the gate; and a model whose updates have 80 kB, to be met on their way."""
     for site in ("east", "north", "south", "west"):
         canary.plant(study, site, passes=site != "west")
     file = study / "study.toml"
     more = '  { type = "number", name = "biomarker" },\n  { type = "category", name = "clinic", categories = ["a", "b"] },\n'
-    file.write_text(file.read_text().replace("features = [\n", "features = [\n" + more))
+    text = file.read_text().replace("features = [\n", "features = [\n" + more)
+    assert 'kind = "logistic"' in text
+    file.write_text(text.replace('kind = "logistic"', 'kind = "mlp"\nhidden = [96, 96]'))
 
 
 @pytest.fixture(scope="module")
 def chaos():
-    """A study of four rounds at toy hospitals that have joined."""
-    with demonstration(ROUNDS, heart=False, plant=planted) as it:
-        yield Chaos(it, seed=4)
+    """A study of four rounds at toy hospitals that have joined; `east` is behind the wall."""
+    public = f"https://{OUTER}"
+    with wall(), demonstration(ROUNDS, heart=False, plant=prepared, public=public, inside={BEHIND: IN_IT}) as it:
+        yield Chaos(it, seed=837)  # whose first three victims are three servers, within eight seconds
 
 
-def test_hospitals_apart_train_the_model_of_one_process(chaos):
-    chaos.finish(chaos.run())
+def watched(chaos, more: int = 1) -> list[str]:
+    """A run to its end, and every address that was listened on behind the wall meanwhile."""
+    run, seen = chaos.run(more=more), list[str]()
+    while run.poll() is None:
+        seen += listening()
+        time.sleep(0.5)
+    chaos.finish(run, more)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def first(chaos):
+    """The first run, and what listened at the hospital behind the wall."""
+    return watched(chaos)
+
+
+def test_hospitals_apart_train_the_model_of_one_process(chaos, first):
     assert chaos.rounds == ROUNDS
     status = fedrounds("status", chaos.it.home)
     assert {site["site"] for site in status["sites"]} >= {"east", "north", "south"}
@@ -53,21 +77,62 @@ def test_hospitals_apart_train_the_model_of_one_process(chaos):
         assert told["bytes_out"] > 0
 
 
-def test_one_hospitals_credentials_open_its_own_mailbox_and_nothing_else(chaos):
+def test_a_hospital_that_reaches_one_port_outwards_joins_and_trains_and_opens_none(chaos, first):
+    assert first == [], "without a Prefect of its own nothing listens at all"
+    assert "train: answered" in (chaos.it.base / f"{BEHIND}.log").read_text()
+    assert not open_to_the_hospital(443)
+    assert not open_to_the_hospital(4200)
+
+
+def test_one_hospitals_credentials_open_its_own_mailbox_and_nothing_else(chaos, first):
     rows = isolation(chaos.it.home, [chaos.it.base / site for site in chaos.it.sites])
     allowed = [row["tried"] for row in rows if not row["refused"] and row.get("must_refuse", True)]
     assert allowed == [], rows
     assert len(rows) > 40
 
 
-def test_kills_at_seeded_moments_and_named_instants_change_no_bit(chaos):
-    chaos.random(4)
-    for name in ("inside the ledger's transaction", "a reply is stored, not sent", "mid-upload"):
+def test_kills_of_servers_at_seeded_moments_and_of_a_run_and_an_agent_at_named_instants(chaos, first):
+    chaos.random(3)
+    assert set(chaos.happened) == {"PostgreSQL", "nginx", "Prefect"}
+    for name in ("inside the ledger's transaction", "mid-upload"):
         assert chaos.named(*NAMED[NAMES.index(name)])
+
+
+def test_a_network_that_is_cut_amid_an_upload(chaos, first):
+    log = chaos.it.home / "log" / "nginx-access.log"
+    before = len(log.read_text().splitlines())
+    with slowly():
+        run = chaos.run(more=1)
+        met = uploading()
+        inside("ip", "link", "set", "fr-inner", "down")
+        time.sleep(CUT_S)
+        inside("ip", "link", "set", "fr-inner", "up")
+    chaos.finish(run, more=1)
+    assert met, "a reply takes seconds on so slow a line"
+    lines = [line.split() for line in log.read_text().splitlines()[before:]]
+    puts = [float(line[-1]) for line in lines if line[1] == f"site-{BEHIND}" and line[3] == "PUT"]
+    assert max(puts) > CUT_S, "an upload was open while there was no network"
+
+
+def test_with_a_prefect_of_its_own_a_hospital_listens_on_loopback_alone(chaos, first):
+    file = chaos.it.base / BEHIND / "site.toml"
+    file.write_text(file.read_text().replace('prefect = "off"', 'prefect = "own"'))
+    chaos.it.kill(BEHIND)
+    chaos.it.agent(BEHIND)
+    seen = watched(chaos)
+    assert seen, "its own Prefect listens"
+    assert {address.rpartition(":")[0] for address in seen} <= {"127.0.0.1", "[::1]"}
+    assert "score: answered" in (chaos.it.base / f"{BEHIND}.log").read_text().rpartition("Prefect of")[2]
+
+
+def test_after_kills_and_cuts_it_is_the_model_of_one_process_bit_for_bit_and_nothing_is_lost_or_doubled(chaos, first):
+    assert chaos.rounds >= 10
     assert chaos.examine() == []
 
 
-def test_a_coordinator_holds_no_canary_after_crashes_and_a_failed_gate(chaos):
+def test_a_coordinator_holds_no_canary_after_ten_rounds_with_crashes_and_a_failing_gate(chaos, first):
+    assert chaos.rounds >= 10
+    assert {"PostgreSQL", "nginx", "Prefect"} <= set(chaos.happened)
     found, size = canary.search(chaos.it.home)
     found += canary.canaries("PostgreSQL", chaos.it.database.dump())
     found += [hit for log in chaos.it.base.glob("*.log") for hit in canary.canaries(log.name, log.read_bytes())]

@@ -86,10 +86,10 @@ class Patient:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 its_parent = int(stat.read_text().rpartition(")")[2].split()[1])
-                words = stat.with_name("cmdline").read_bytes().split(b"\0")
+                name = stat.with_name("comm").read_text().strip()
             except OSError:
                 continue
-            if its_parent == parent and module.encode() in words:
+            if its_parent == parent and name == module.rpartition(".")[2]:
                 return int(stat.parent.name)
         return 0
 

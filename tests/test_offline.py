@@ -27,6 +27,8 @@ def hook(event, arguments):
         host = address[0] if isinstance(address, tuple) else "127."  # a path: a socket of this machine
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = arguments[0] or "localhost"
+    elif event == "fedrounds.forked":
+        return note("STARTED", *arguments)
     else:
         return
     host = host.decode() if isinstance(host, bytes) else str(host)

@@ -222,7 +222,8 @@ def everything(folder) -> dict[str, object]:
 def projected(folder) -> Projection:
     projection = Projection(Ledger.open(folder / "mlruns" / "toy" / "ledger.db"), folder / "mlruns")
     projection.project()
-    projection.finish(folder / "mlruns" / "toy" / "plots")
+    projection.tell()
+    projection.end(folder / "mlruns" / "toy" / "plots")
     projection.ledger.close()
     return projection
 

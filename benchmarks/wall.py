@@ -1,4 +1,4 @@
-"""A hospital behind a wall: a network namespace that lets out TCP to one port of one address, and lets in nothing but the answers."""
+"""A wall around a hospital: a network namespace that lets out TCP to one port of one address, and lets in nothing but the answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import socket
 import subprocess
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-
-import pytest
-from chaos import Chaos
-from demo_federated import demonstration
 
 SPACE, OUTER, INNER = "fedrounds-wall", "10.213.7.1", "10.213.7.2"
 IN_IT = ["ip", "netns", "exec", SPACE]
@@ -23,7 +20,6 @@ table inet wall {{
     ip daddr {OUTER} tcp dport 443 accept; }}
 }}
 """
-SITE, ROUNDS, CUT_S = "east", 4, 4
 
 
 def ip(*words: str) -> None:
@@ -35,8 +31,8 @@ def inside(*words: str) -> None:
     subprocess.run([*IN_IT, *words], check=True, timeout=30)
 
 
-@pytest.fixture(scope="module")
-def wall():
+@contextmanager
+def wall() -> Iterator[None]:
     """The namespace, and what ends it."""
     for tool, package in (
         ("ip", "iproute2"),
@@ -67,21 +63,6 @@ def wall():
         ip("netns", "del", SPACE)
 
 
-def wide(study: Path) -> None:
-    """A model whose updates have 80 kB, so that an upload can be met on its way."""
-    file = study / "study.toml"
-    text = file.read_text()
-    assert 'kind = "logistic"' in text
-    file.write_text(text.replace('kind = "logistic"', 'kind = "mlp"\nhidden = [96, 96]'))
-
-
-@pytest.fixture(scope="module")
-def chaos(wall):
-    """A study whose hospital `east` is behind the wall; the others are not."""
-    with demonstration(ROUNDS, heart=False, plant=wide, public=f"https://{OUTER}", inside={SITE: IN_IT}) as it:
-        yield Chaos(it, seed=2)
-
-
 def listening() -> list[str]:
     """Addresses that anything in the hospital's namespace listens on."""
     said = subprocess.run([*IN_IT, "ss", "-Hlntu"], capture_output=True, text=True, check=True, timeout=30).stdout
@@ -95,7 +76,7 @@ def open_to_the_hospital(port: int) -> bool:
 
 
 @contextmanager
-def slowly():
+def slowly() -> Iterator[None]:
     """A line on which the hospital sends 25 kB a second."""
     shaped = ("dev", "fr-inner", "root", "tbf", "rate", "200kbit", "burst", "16kb", "latency", "400ms")
     inside("tc", "qdisc", "add", *shaped)
@@ -117,48 +98,3 @@ def uploading(within: float = 90, kilobytes: int = 25, span: float = 1.5) -> boo
             return True
         time.sleep(0.05)
     return False
-
-
-def test_a_hospital_that_reaches_one_port_outwards_joins_and_trains_and_opens_none(chaos):
-    run, seen = chaos.run(), []
-    while run.poll() is None:
-        seen += listening()
-        time.sleep(0.5)
-    chaos.finish(run)
-    assert chaos.rounds == ROUNDS
-    assert seen == [], "without a Prefect of its own nothing listens at all"
-    assert "train: answered" in (chaos.it.base / f"{SITE}.log").read_text()
-    assert not open_to_the_hospital(443)
-    assert not open_to_the_hospital(4200)
-
-
-def test_a_network_that_is_cut_amid_an_upload_changes_no_bit(chaos):
-    log = chaos.it.home / "log" / "nginx-access.log"
-    before = len(log.read_text().splitlines())
-    with slowly():
-        run = chaos.run()
-        met = uploading()
-        inside("ip", "link", "set", "fr-inner", "down")
-        time.sleep(CUT_S)
-        inside("ip", "link", "set", "fr-inner", "up")
-    chaos.finish(run)
-    assert met, "a reply takes seconds on so slow a line"
-    lines = [line.split() for line in log.read_text().splitlines()[before:]]
-    puts = [float(line[-1]) for line in lines if line[1] == f"site-{SITE}" and line[3] == "PUT"]
-    assert max(puts) > CUT_S, "an upload was open while there was no network"
-    assert chaos.examine() == []
-
-
-def test_with_a_prefect_of_its_own_a_hospital_listens_on_loopback_alone(chaos):
-    file = chaos.it.base / SITE / "site.toml"
-    file.write_text(file.read_text().replace('prefect = "off"', 'prefect = "own"'))
-    chaos.it.kill(SITE)
-    chaos.it.agent(SITE)
-    run, seen = chaos.run(), []
-    while run.poll() is None:
-        seen += listening()
-        time.sleep(0.5)
-    chaos.finish(run)
-    assert seen, "its own Prefect listens"
-    assert {address.rpartition(":")[0] for address in seen} <= {"127.0.0.1", "[::1]"}
-    assert "score: answered" in (chaos.it.base / f"{SITE}.log").read_text().rpartition("Prefect of")[2]
