@@ -14,6 +14,7 @@ from fedrounds.core.messages import OF_TABLE, Reply, Request
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import withhold
+from fedrounds.core.privacy.private import only_noised
 from fedrounds.core.study import Frozen
 
 
@@ -74,7 +75,7 @@ def handle(
         if all(np.isfinite(array).all() for array in sums.values()):
             try:
                 thinned = withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores)
-                sums = narrow(thinned, plan.study.protocol.codec)
+                sums = narrow(only_noised(plan.study, request.ask, thinned), plan.study.protocol.codec)
                 state = after
             except UpdateRejected as error:
                 refusal, sums = str(error), {}

@@ -10,20 +10,12 @@ import json
 from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
-Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+from fedrounds.core.frozen import Finite, Fraction, Frozen, Name, NonNegative, Rate
+from fedrounds.core.privacy.settings import Privacy
+
 Label = str | int | float
-
-
-class Frozen(BaseModel):
-    """A part of a file: unknown keys are refused, nothing changes after reading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 # --- the dictionary ---------------------------------------------------------------------------------------------------
@@ -354,6 +346,7 @@ class Study(Frozen):
     algorithm: Algorithm
     weights: Literal["patients", "uniform"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = "patients"
     protocol: Wire = Wire()
+    privacy: Privacy = Privacy()
 
     @model_validator(mode="after")
     def _composes(self) -> Self:
@@ -381,13 +374,19 @@ class Study(Frozen):
             raise ValueError(
                 f"a {self.target.kind} target goes with {' or '.join(fits)}, found model '{self.model.kind}'"
             )
+        free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
+        if self.privacy.dp:
+            local = self.algorithm.local
+            self.privacy.dp.require(free, local.kind, sorted(local.model_fields_set), self.weights)
         return self
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical protocol. A default written out is the same protocol, and so is other prose about it."""
         prose = {"title", "note"}
-        later = {"protocol"} if self.protocol == Wire() else set[str]()  # studies older than this key keep their digest
+        later = {  # studies older than these keys keep their digest
+            key for key, default in (("protocol", Wire()), ("privacy", Privacy())) if getattr(self, key) == default
+        }
         protocol = self.model_dump(mode="json", exclude=prose | later)
         canonical_json = json.dumps(protocol, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical_json.encode()).hexdigest()
