@@ -29,6 +29,7 @@ class Policy(Frozen):
     `columns`: those of its table that a study may name; none named: all.
     `studies`: the protocols that it takes part in, by the first 12 digits or more of their digest; none named: all.
     `rounds_per_day`: training rounds that it answers between two midnights; 0: any number.
+    `epsilon`, `delta`: what all studies together may spend of its privacy on its rows; 0: each study what it states, and no sum over them.
     `approval`: whether a person here says yes: never, once for each protocol, or to each round.
 
     From `columns` on an agent (`fedrounds site start`) heeds them; a run in one process does not.
@@ -43,6 +44,8 @@ class Policy(Frozen):
     columns: tuple[str, ...] = ()
     studies: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")], ...] = ()
     rounds_per_day: int = Field(default=0, ge=0)
+    epsilon: float = Field(default=0.0, ge=0, le=1000)
+    delta: float = Field(default=1e-5, gt=0, lt=0.1)
     approval: Literal["auto", "once", "every_round"] = "auto"
 
 

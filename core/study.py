@@ -377,7 +377,7 @@ class Study(Frozen):
         free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
         if self.privacy.dp:
             local = self.algorithm.local
-            self.privacy.dp.require(free, local.kind, sorted(local.model_fields_set), self.weights)
+            self.privacy.dp.require(free, local.kind, (local.epochs, local.batch), self.weights)
         return self
 
     @property

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ SHOWN = {  # a metric's name in MLflow, which draws a chart each, by name: so AU
     "patients": "training_patients",
     "sites": "training_sites",
     "weight": "training_weight",
+    "epsilon": "privacy_epsilon",
+    "delta": "privacy_delta",
     "seconds": "training_seconds",
     "bytes_in": "traffic_bytes_in",
     "bytes_out": "traffic_bytes_out",
@@ -89,12 +91,20 @@ def model_note(study: Study) -> str:
     )
 
 
+def trained(sites: Iterable[Mapping[str, Any]]) -> float | None:
+    """How many patients the sites trained on, None where nobody is told."""
+    told = [site["training"]["patients"] for site in sites if "training" in site]
+    return sum(told) if told else None
+
+
 def round_note(record: Mapping[str, Any]) -> str:
     """What MLflow shows in a round's run: who trained, and who did not and why."""
     sites = record["sites"]
-    rows = sum(site["training"]["patients"] for site in sites.values())
+    rows = trained(sites.values())
     names = f": {', '.join(sites)}" if len(sites) <= 12 else ""
-    parts = [f"{len(sites)} sites trained on {rows:.0f} patients{names}."]
+    parts = [f"{len(sites)} sites trained{'' if rows is None else f' on {rows:.0f} patients'}{names}."]
+    if spent := record.get("privacy"):
+        parts.append(f"- spent of each site's privacy so far: ε = {spent['epsilon']:.4g} at δ = {spent['delta']:.3g}")
     parts += [f"- **{site}** sat out: {reason}" for site, reason in record["excluded"].items()]
     parts += [f"- **{site}** took part, {gate_of(record, site)}" for site in record["warned"]]
     parts += [f"- **{site}** refused: {reason}" for site, reason in record["refused"].items()]

@@ -18,7 +18,7 @@ from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
 from fedrounds.reports.drift import drift_points
-from fedrounds.reports.summary import SHOWN, gate_words, model_note, note, round_note, study_note
+from fedrounds.reports.summary import SHOWN, gate_words, model_note, note, round_note, study_note, trained
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.model_folder import ModelFolder
@@ -202,8 +202,8 @@ class Projection:
         for about, values in drift_points(self.study, entry, self._first("metrics", entry)).items():
             if about in self.runs:  # a site has one once it was scored
                 self._points(about, values, when, entry.round if record["scored"] is None else record["scored"])
-        if record["decision"]:
-            self.decided[record["scored"]] = record
+        self._points("lineage", record.get("privacy", {}), when, entry.round)
+        self.decided |= {record["scored"]: record} if record["decision"] else {}
 
     def _first(self, what: str, entry: Entry) -> bool:
         """Whether no earlier visit scored, or trained, the same model: a chart has a point a round."""
@@ -226,7 +226,7 @@ class Projection:
             about,
             {
                 "sites": len(sites),
-                "patients": sum(site["training"]["patients"] for site in sites),
+                "patients": trained(sites),
                 "bytes_from_sites": sum(site["bytes_out"] for site in sites),
                 "bytes_to_sites": sum(site["bytes_in"] for site in sites),
                 "seconds": entry.committed - entry.started,

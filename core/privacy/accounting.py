@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from math import inf
+from math import inf, log, sqrt
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from fedrounds.core.params import Vector
 
+LEAST = 0.4  # noise multiplier: below it a round's cost is beyond any budget worth the name
 PRECISION = 1e-4  # relative: how near below the budget a calibrated study ends
 
 
@@ -98,17 +99,31 @@ def multiplier(budget: Budget, rate: float, count: int, before: tuple[Event, ...
             f"expected what comes first to cost less than ε = {budget.epsilon:g}, found more: give it a smaller share"
         )
 
-    def enough(z: float) -> bool:
-        return fits(before, (Event(z, rate, count),), budget)
+    def excess(z: float) -> float:
+        """ln of what it costs over what there is, falling in z."""
+        return log(max(epsilon([*before, Event(z, rate, count)], budget.delta), 1e-12) / budget.epsilon)
 
-    low, high = 0.3, 0.6
-    while not enough(high):
-        low, high = high, 2 * high
+    high = max(
+        rate * sqrt(2 * count * log(1 / budget.delta)) / budget.epsilon, 0.5
+    )  # about right (Abadi et al. 2016, theorem 1)
+    over = excess(high)
+    while over > 0:
         if high > 1e6:
             raise ValueError(f"expected a budget that {count} releases fit in, found ε = {budget.epsilon:g}: raise it")
-    while high - low > PRECISION * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        high *= 1.25
+        over = excess(high)
+    low, under = high / 1.25, excess(high / 1.25)
+    while under <= 0 and low > LEAST:
+        high, over, low = low, under, low / 1.25
+        under = excess(low)
+    while high - low > PRECISION * high and under > 0:  # the secant's zero, and a little to the side that has not moved
+        middle = low + (high - low) * under / (under - over)
+        middle = min(max(middle, low + 0.3 * PRECISION * high), high - 0.3 * PRECISION * high)
+        found = excess(middle)
+        if found > 0:
+            low, under = middle, found
+        else:
+            high, over = middle, found
     return high
 
 
@@ -132,6 +147,9 @@ def _divergence(multiplier: float, rate: float) -> Vector:
     """(orders,) of one release: what takes the time, and is worked out once."""
     from dp_accounting import rdp
 
+    cast(Any, rdp).rdp_privacy_accountant.logging.set_verbosity(
+        "error"
+    )  # an order that does not converge is left out: looser, never wrong
     accountant: Any = cast(Any, rdp).RdpAccountant()
     accountant.compose(_dp_event(multiplier, rate), 1)
     return np.asarray(accountant.rdp, np.float64)

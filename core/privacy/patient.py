@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from fedrounds.core.frozen import Frozen, Rate
 from fedrounds.core.privacy.accounting import Budget, Event, multiplier
 
+UNSTATED = (1, 32)  # epochs and batch of a local rule that states neither
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -65,13 +66,13 @@ class Differential(Frozen):
         z = multiplier(self.budget, self.sample_rate, self.rounds * self.steps, (self.statistics_event(),))
         return Event(z, self.sample_rate, self.steps)
 
-    def require(self, unbounded: Sequence[str], local: str, stated: Sequence[str], weights: object) -> None:
+    def require(self, unbounded: Sequence[str], local: str, batches: tuple[int, int | str], weights: object) -> None:
         """Raise ValueError where the rest of the study does not go with it.
 
         Args:
             unbounded: numbers of the dictionary that have no range.
             local: the local rule.
-            stated: those of its settings that the study states.
+            batches: its epochs and batch size, which have no say here and so must be as if they were not stated.
         """
         if unbounded:
             raise ValueError(
@@ -81,11 +82,10 @@ class Differential(Frozen):
             raise ValueError(
                 f"differential privacy trains by noised gradient descent: expected local rule 'sgd', found '{local}'"
             )
-        unused = sorted({"epochs", "batch"} & set(stated))
-        if unused:
+        if batches != UNSTATED:
             raise ValueError(
                 "under differential privacy batches are drawn by privacy.dp.sample_rate, and there are privacy.dp.steps a round:"
-                f" leave out the local rule's {' and '.join(unused)}"
+                " leave out the local rule's epochs and batch"
             )
         if weights == "patients":
             raise ValueError(
