@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ from fedrounds.core.operations import Operations, Promotion
 from fedrounds.core.privacy.accounting import Budget, epsilon
 from fedrounds.core.study import Study
 from fedrounds.site.budget import Budgets
+from fedrounds.tasks.calendar import following
 
 if TYPE_CHECKING:
     from fedrounds.tasks.run import Run
 
 FILE = "budget.db"
+MOST_TICKS = 100_000  # that a forecast counts
 
 
 def agrees(study: Study, operations: Operations) -> None:
@@ -78,6 +81,17 @@ def spent(run: Run, round: int) -> dict[str, Any]:
     trained, delta = dp.training_event(), dp.budget.delta
     closed = [dp.statistics_event(), trained._replace(times=trained.times * round)]
     return {"epsilon": max((epsilon(events, delta) for events in (held or [closed])), default=0.0), "delta": delta}
+
+
+def in_a_year(operations: Operations, start: datetime | None = None) -> int:
+    """Rounds that the schedule makes in the 365 days from a moment on, 0 without one; each tick counts, as if new data came before it."""
+    if operations.schedule is None:
+        return 0
+    tick = start or datetime.now(UTC)
+    end, ticks = tick + timedelta(days=365), 0
+    while (tick := following(operations.schedule, tick)) <= end and ticks < MOST_TICKS:
+        ticks += 1
+    return ticks * operations.schedule.rounds
 
 
 def carried_over(before: Path, after: Path) -> None:
