@@ -37,7 +37,7 @@ class Differential(Frozen):
     clip: Rate = 1.0
     sample_rate: float = Field(default=0.25, gt=0, le=1)
     steps: int = Field(default=5, ge=1, le=10_000)
-    statistics: Share = 0.2
+    statistics: Share = 0.3
 
     @model_validator(mode="after")
     def _offered(self) -> Self:

@@ -25,7 +25,8 @@ from fedrounds.core.server import ServerStep
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Category, Feature, Number, Study
 
-NARROWEST = 0.02  # of a range: no number's standard deviation is taken to be less, whatever the noise says
+NARROWEST = 0.02  # of half a range: no number's standard deviation is taken to be less, nor its square less than the noise in it
+VARIANCE = 2.0  # the noise in a variance over that in a sum, about: E x² - (E x)² takes it twice
 LEAVES: Mapping[Ask, frozenset[str]] = {
     "statistics": frozenset({"noised"}),
     "train": frozenset({"delta"}),
@@ -82,16 +83,19 @@ def statistics(study: Study, dp: Differential) -> Algorithm:
     """
     size = 1 + sum(shares_of(feature) for feature in study.features)
 
+    def mechanism() -> Gaussian:
+        return Gaussian(sensitivity(study), dp.statistics_event().multiplier, size)
+
     def answer(payload: Payload, memory: SiteState, data: Cohort, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         del payload, rng
-        mechanism = Gaussian(sensitivity(study), dp.statistics_event().multiplier, size)
-        return memory, {"noised": mechanism.release(_vector(data.values[~data.valid], study), Bits())}
+        return memory, {"noised": mechanism().release(_vector(data.values[~data.valid], study), Bits())}
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
-        total = np.zeros(size)
+        total, sites = np.zeros(size), 0
         for _, sums in replies:
-            total = total + sums["noised"]
-        return Folded(replace(state, exchange=0, work={}, statistics=_agreed(total, study)))
+            total, sites = total + sums["noised"], sites + 1
+        noise = mechanism().deviation * sqrt(sites)
+        return Folded(replace(state, exchange=0, work={}, statistics=_agreed(total, study, noise)))
 
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
         del exchange
@@ -120,8 +124,13 @@ def _middle(feature: Number) -> tuple[float, float]:
     return (low + high) / 2, (high - low) / 2
 
 
-def _agreed(total: Vector, study: Study) -> dict[str, Array]:
-    """What to impute, centre and scale by. All of it is made from noised sums, so it may be worked on at will."""
+def _agreed(total: Vector, study: Study, noise: float = 0.0) -> dict[str, Array]:
+    """What to impute, centre and scale by. All of it is made from noised sums, so it may be worked on at will.
+
+    Args:
+        noise: standard deviation of what is in each number of `total`. A variance that drowns in it is taken to be as large as it is: a
+            feature divided by too small a number would swamp all others.
+    """
     rows, start = max(float(total[0]), 1.0), 1
     impute, center, scale = np.zeros(len(study.features)), list[float](), list[float]()
     for j, feature in enumerate(study.features):
@@ -136,10 +145,11 @@ def _agreed(total: Vector, study: Study) -> dict[str, Array]:
             filled = mean if feature.impute == "mean" else (feature.impute - middle) / half
             share = missing / rows
             average = (1 - share) * mean + share * filled
+            least = max(NARROWEST**2, VARIANCE * noise / known)
             spread = (1 - share) * square + share * filled * filled - average * average
             impute[j] = middle + half * filled if feature.impute == "mean" else feature.impute
             center.append(middle + half * average)
-            scale.append(half * sqrt(max(spread, NARROWEST**2)))
+            scale.append(half * sqrt(max(spread, least)))
         else:
             counts = np.maximum(part, 0.0)
             impute[j] = np.argmax(counts)
