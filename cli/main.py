@@ -125,18 +125,26 @@ def _run(arguments: argparse.Namespace) -> int:
             return status(arguments.dir, arguments.state, arguments.json)
         case "promote" | "rollback":
             return _act(arguments)
-        case "report":
-            from fedrounds.cli.report import report
-
-            return report(arguments.dir, arguments.state, arguments.out, arguments.json)
-        case "repair":
-            from fedrounds.cli.repair import repair
-
-            return repair(arguments.dir, arguments.state, arguments.json)
+        case "plan" | "report" | "repair":
+            return _told(arguments)
         case _:
             from fedrounds.cli.ui import ui
 
             return ui(arguments.dir, arguments.state, arguments.mlflow_port, arguments.prefect_port, arguments.json)
+
+
+def _told(arguments: argparse.Namespace) -> int:
+    if arguments.command == "plan":
+        from fedrounds.cli.plan import plan
+
+        return plan(arguments.dir, arguments.state, arguments.json)
+    if arguments.command == "report":
+        from fedrounds.cli.report import report
+
+        return report(arguments.dir, arguments.state, arguments.out, arguments.json)
+    from fedrounds.cli.repair import repair
+
+    return repair(arguments.dir, arguments.state, arguments.json)
 
 
 def _act(arguments: argparse.Namespace) -> int:
@@ -153,6 +161,10 @@ def _site(arguments: argparse.Namespace) -> int:
         from fedrounds.cli.site import docs
 
         return docs(arguments.dir, arguments.data, arguments.state, arguments.site, arguments.json)
+    if arguments.action == "budget":
+        from fedrounds.cli.plan import budget
+
+        return budget(arguments.dir, arguments.state, arguments.json)
     if arguments.action == "join":
         from fedrounds.cli.join import join
 
@@ -192,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     command("init", "write a study that is ready to run: files with comments, four toy hospitals, a suite")
     check = command("check", "validate everything without training")
     check.add_argument("--gate", action="store_true", help="run the sites' expectation suites too")
+    plan = command("plan", "what the study will cost of its patients' privacy, and how loud the noise will be")
     run = command("run", "bring the study to its rounds; what is done already is not done again")
     run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
     run.add_argument(
@@ -240,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         group("expectations", "the sites' suites"),
     )
     site = group("site", "a hospital's side: join, answer, see and limit what leaves")
+    budget = command("budget", "what studies have spent of the patients' privacy, by dataset", site)
     docs = command("docs", "show a site's last validation in a folder of its own", site)
     join = site.add_parser("join", help="take part in a study: checks everything, says what will leave, enrols")
     join.add_argument("token", metavar="TOKEN", help="the coordinator's invitation, fedrounds1.…")
@@ -270,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, run, deploy, docs, status, promote, rollback, report, repair, ui):
+    for made in (check, plan, budget, run, deploy, docs, status, promote, rollback, report, repair, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

@@ -17,6 +17,7 @@ from fedrounds.core.messages import OF_TABLE, Reply, Request
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import withhold
+from fedrounds.core.privacy.private import only_noised
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.round import sheet_of
 
@@ -32,6 +33,7 @@ class Policy(Frozen):
     `columns`: those of its table that a study may name; none named: all.
     `studies`: the protocols that it takes part in, by the first 12 digits or more of their digest; none named: all.
     `rounds_per_day`: training rounds that it answers between two midnights; 0: any number.
+    `epsilon`, `delta`: what all studies together may spend of its privacy on its rows; 0: each study what it states, and no sum over them.
     `approval`: whether a person here says yes: never, once for each protocol, or to each round.
 
     From `columns` on an agent (`fedrounds site start`) heeds them; a run in one process does not.
@@ -46,6 +48,8 @@ class Policy(Frozen):
     columns: tuple[str, ...] = ()
     studies: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")], ...] = ()
     rounds_per_day: int = Field(default=0, ge=0)
+    epsilon: float = Field(default=0.0, ge=0, le=1000)
+    delta: float = Field(default=1e-5, gt=0, lt=0.1)
     approval: Literal["auto", "once", "every_round"] = "auto"
 
 
@@ -126,7 +130,7 @@ def _answered(
         if all(np.isfinite(array).all() for array in sums.values()):
             try:
                 thinned = withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores)
-                sums = narrow(thinned, plan.study.protocol.codec)
+                sums = narrow(only_noised(plan.study, request.ask, thinned), plan.study.protocol.codec)
                 state = after
             except UpdateRejected as error:
                 refusal, sums = str(error), {}

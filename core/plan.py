@@ -23,6 +23,7 @@ from fedrounds.core.models.mlp import mlp
 from fedrounds.core.models.multinomial import multinomial
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
+from fedrounds.core.privacy import private
 from fedrounds.core.profile import profiling
 from fedrounds.core.sheets import UNKNOWN, share
 from fedrounds.core.state import RunState
@@ -93,6 +94,12 @@ def build(study: Study) -> Plan:
     train = averaging(
         score, family, _penalised(family, study.model.l2), _local(study), weighted_mean(), step, _weight(study)
     )
+    algorithms: dict[Ask, Algorithm]
+    if dp := study.privacy.dp:
+        noised = private.training(study, dp, family, weighted_mean(), step, _weight(study), agreed)
+        algorithms = {"statistics": private.statistics(study, dp), "train": noised, "score": private.silent(noised)}
+    else:
+        algorithms = {"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)}
     return Plan(
         study=study,
         digest=study.digest,
@@ -102,7 +109,7 @@ def build(study: Study) -> Plan:
         classes=classes,
         bins=bins,
         family=family,
-        algorithms={"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)},
+        algorithms=algorithms,
         memory=lambda: step.init(family.layout.size),
     )
 

@@ -88,6 +88,7 @@ def clean(table: Table, study: Study, site: str, absent: tuple[str, ...] = (), s
     for j, feature in enumerate(study.features):
         if feature.name not in absent:
             values[:, j] = _feature(table.columns[feature.name], feature, site)
+    _one_row_a_patient(table, study, site)
     y = _target(table, study, site)
     train, valid = _split(table, study, site, split_key)
     dropped: dict[str, NDArray[np.bool_]] = {"no target": np.isnan(y), "in no fold": ~(train | valid)}
@@ -236,6 +237,18 @@ def _labels(
             f" add the label to study.toml, or its code to the target's `missing`"
         )
     return y
+
+
+def _one_row_a_patient(table: Table, study: Study, site: str) -> None:
+    """Under differential privacy a patient is a row: a second one would double what may be learnt of them."""
+    if study.privacy.dp is None or study.patient_id is None:
+        return
+    ids = _ids(table.columns[study.patient_id], study.patient_id, site)
+    if len(set(ids)) < len(ids):
+        raise DataContractError(
+            f"expected one row a patient at site '{site}', as differential privacy protects a patient, found ids of '{study.patient_id}'"
+            f" twice: give each patient one row"
+        )
 
 
 # --- split ------------------------------------------------------------------------------------------------------------

@@ -376,6 +376,9 @@ class Study(Frozen):
             )
         free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
         self.privacy.require(free, self.protocol.codec)
+        if self.privacy.dp:
+            local = self.algorithm.local
+            self.privacy.dp.require(free, local.kind, (local.epochs, local.batch), self.weights)
         return self
 
     @property

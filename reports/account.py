@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedrounds.core.study import Study
 from fedrounds.reports import charts
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, table, tag
@@ -23,6 +24,10 @@ APART = {
     "dask": "The hospitals' rows were at the workers of one cluster: a simulation, or hospitals whose data one team may read.",
     "mail": "The hospitals were apart, each with its own agent. Small cells of score histograms were merged: areas under the curve are coarser.",
 }
+PRIVATE = (
+    "There is no secure aggregation: whoever runs the study sees each hospital's noised updates. The noise's sampler and the accounting of"
+    " sampled batches await outside review."
+)
 LIMITS = (
     "There is no differential privacy and no secure aggregation: whoever runs the study sees each hospital's updates and sums.",
     f"Updates and sums can tell about patients. Counts of 1 to {SMALLEST - 1} are withheld, which is disclosure control and not a proof.",
@@ -255,7 +260,18 @@ def _range(found: Sequence[tuple[str, int, int]], way: int) -> str:
 
 def privacy(of: Evidence) -> Markup:
     """ε, in plain words."""
-    del of
+    dp, spent = of.study.privacy.dp, of.latest("privacy")
+    if dp is not None and spent:
+        return tag(
+            "p",
+            tag(
+                "strong",
+                f"ε = {spent['epsilon']:.3g} at δ = {spent['delta']:.3g} was spent of each hospital's patients' privacy",
+            ),
+            f", of ε = {dp.epsilon:g}: at most so much more or less likely may anything become that the model or the messages show, by one patient's"
+            " taking part (one row is taken to be one patient). What left a hospital was one noised vector of statistics and noised updates; scores"
+            " and losses stayed there. Outside of this: the gate's verdict, and that a hospital refused.",
+        )
     return tag(
         "p",
         tag(
@@ -266,6 +282,11 @@ def privacy(of: Evidence) -> Markup:
     )
 
 
+def limits_of(study: Study) -> tuple[str, ...]:
+    """What a report of a study does not show."""
+    return (PRIVATE, *LIMITS[1:]) if study.privacy.dp else LIMITS
+
+
 def apart(record: Mapping[str, Any]) -> str:
     """How far from each other the hospitals of a visit were."""
     return APART[record.get("carrier", "process")]
@@ -273,7 +294,7 @@ def apart(record: Mapping[str, Any]) -> str:
 
 def limits(of: Evidence) -> Markup:
     """What this report does not show."""
-    found = [apart(of.record), *LIMITS]
+    found = [apart(of.record), *limits_of(of.study)]
     if "auc_error" in of.record["metrics"]:
         found.insert(
             3,

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedrounds.core.evaluate import HEADLINE, LOSS
 from fedrounds.core.study import Study
-from fedrounds.reports.account import LIMITS, NOT_FOR_USE, apart
+from fedrounds.reports.account import NOT_FOR_USE, apart, limits_of
 from fedrounds.reports.groups import auc_interval
 from fedrounds.reports.result import NAMES, error, figure, size
 from fedrounds.reports.words import count, listed, shown, trained_on
@@ -44,7 +44,7 @@ def summary(study: Study, scored: Record, trained: Record | None = None, acts: S
         _by_site(study, scored),
         _calibration(study, scored),
         _gates(trained or scored),
-        "Limits: " + " ".join([apart(scored), *LIMITS[:-1]]),
+        "Limits: " + " ".join([apart(scored), *limits_of(study)[:-1]]),
     ]
     tail = f"\n\nNot for use: {NOT_FOR_USE}"
     return short_of("\n\n".join(part for part in parts if part), MOST - len(tail)) + tail

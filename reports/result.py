@@ -204,7 +204,7 @@ def _every_round(of: Evidence) -> Markup:
         scored = of.scored[number].record["metrics"] if number in of.scored else {}
         visit = of.trained.get(number)
         sites = visit.record["sites"].values() if visit else ()
-        trained = trained_on(visit.record) if visit else 0.0
+        trained = trained_on(visit.record) if visit else None
         body.append(
             (
                 f"{number} ★" if number == of.champion else str(number),

@@ -34,6 +34,8 @@ SHOWN = {  # a metric's name in MLflow, which draws a chart each, by name: so AU
     "patients": "training_patients",
     "sites": "training_sites",
     "weight": "training_weight",
+    "epsilon": "privacy_epsilon",
+    "delta": "privacy_delta",
     "seconds": "training_seconds",
     "bytes_in": "traffic_bytes_in",
     "bytes_out": "traffic_bytes_out",
@@ -94,7 +96,9 @@ def round_note(record: Mapping[str, Any]) -> str:
     sites = record["sites"]
     rows = trained_on(record)
     names = f": {', '.join(sites)}" if len(sites) <= 12 else ""
-    parts = [f"{len(sites)} sites trained on {rows:.0f} patients{names}."]
+    parts = [f"{len(sites)} sites trained{'' if rows is None else f' on {rows:.0f} patients'}{names}."]
+    if spent := record.get("privacy"):
+        parts.append(f"- spent of each site's privacy so far: ε = {spent['epsilon']:.4g} at δ = {spent['delta']:.3g}")
     parts += [f"- **{site}** sat out: {reason}" for site, reason in record["excluded"].items()]
     parts += [f"- **{site}** took part, {gate_of(record, site)}" for site in record["warned"]]
     parts += [f"- **{site}** refused: {reason}" for site, reason in record["refused"].items()]

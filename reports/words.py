@@ -10,10 +10,10 @@ Numbers = Sequence[float | None]
 SMALLEST = 10  # counts of patients below it, other than 0, are not shown
 
 
-def trained_on(record: Mapping[str, Any]) -> float:
-    """The training patients of a visit, of all sites together; 0 if it trained nobody."""
+def trained_on(record: Mapping[str, Any]) -> float | None:
+    """The training patients of a visit, of all sites together; None if it trained nobody, or nobody is told."""
     known = record["training"].get("patients")  # records of 0.1 had it by site alone
-    return known or sum(site["training"]["patients"] for site in record["sites"].values() if "training" in site)
+    return known or sum(site["training"]["patients"] for site in record["sites"].values() if "training" in site) or None
 
 
 def check(length: int, **series: Sequence[Any]) -> None:

@@ -17,7 +17,7 @@ from fedrounds.core.errors import StateError, StudyError
 from fedrounds.core.operations import Operations
 from fedrounds.core.study import Study
 from fedrounds.sources.site_file import SiteFile
-from fedrounds.tasks import masks
+from fedrounds.tasks import masks, privacy
 from fedrounds.tasks.calendar import check_calendar
 
 T = TypeVar("T", bound=BaseModel)
@@ -126,6 +126,7 @@ def _agree(study: Study, operations: Operations, sites: Collection[str]) -> None
         raise StudyError(
             f"expected `features` under [drift] in operations.toml to be of study.toml, found '{unknown[0]}': correct it, or drop it"
         )
+    privacy.agrees(study, operations)
     if operations.schedule is not None:
         check_calendar(operations.schedule)
     stated = set(study.weights) if isinstance(study.weights, dict) else set(sites)
@@ -285,7 +286,9 @@ def prepare(state: State, fresh: bool) -> None:
     try:
         if fresh and state.own.exists():
             number = next(n for n in range(1, 100_000) if not state.own.with_name(f"{state.own.name}.{n}").exists())
-            state.own.rename(state.own.with_name(f"{state.own.name}.{number}"))
+            aside = state.own.rename(state.own.with_name(f"{state.own.name}.{number}"))
+            state.own.mkdir()
+            privacy.carried_over(aside, state.own)
         state.own.mkdir(parents=True, exist_ok=True)
         usable = os.access(state.own, os.W_OK) and os.access(state.mlruns, os.W_OK)
         found = "one that cannot be written"

@@ -29,7 +29,8 @@ from fedrounds.core.privacy import vault as vaults
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.exchange.name import Name, folder
 from fedrounds.site.book import Asked, Book, Question
-from fedrounds.tasks import consent
+from fedrounds.site.budget import Budgets
+from fedrounds.tasks import consent, privacy
 from fedrounds.tasks.folder import read_site
 from fedrounds.tasks.joined import Joined, forget, join, stale
 from fedrounds.tasks.mailboxes import mailbox_of, public_key_of, read_key
@@ -88,6 +89,7 @@ class Hospital:
         self.coordinator = public_key_of(self.file.coordinator.key, "the coordinator's")
         self.mailbox = mailbox_of(self.file.coordinator, home)
         self.book = Book(home / "state" / "book.db")
+        self.budgets = Budgets(home / "state" / privacy.FILE)
         self._joined: dict[str, Joined] = {}
 
     def close(self) -> None:
@@ -95,6 +97,7 @@ class Hospital:
         for joined in self._joined.values():
             joined.gates.kill()
         self.book.close()
+        self.budgets.close()
 
     # --- the mailbox --------------------------------------------------------------------------------------------------
 
@@ -317,6 +320,7 @@ class Hospital:
         known = self._joined.get(digest)
         found = known or join(digest, self.mailbox, self.coordinator, self.file, self.home)
         if isinstance(found, Joined):
+            found.ward.budgets = self.budgets
             self._joined[digest] = found
         return found
 

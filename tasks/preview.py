@@ -60,6 +60,8 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
     yield Sample("gate", hospital.finding(gate, verdict, fresh=bool(joined.ward.fingerprint)))
     if verdict.action in ("exclude", "halt"):  # nothing else would leave
         return
+    if joined.plan.study.privacy.dp:  # a sample would cost privacy as an answer does
+        return
     state = start
     for ask in ASKS[1:]:
         asking: Any = open_round(state, joined.plan, ask, [hospital.name])

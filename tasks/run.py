@@ -19,7 +19,7 @@ from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_roun
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
-from fedrounds.tasks import drift
+from fedrounds.tasks import drift, privacy
 from fedrounds.tasks.acts import present, ungated
 from fedrounds.tasks.baselines import compare
 from fedrounds.tasks.child import Child
@@ -116,6 +116,7 @@ class Run:
                 "expected a study that masks its sums to run in one process or federated, found a cluster: leave --runner out"
             )
         self._crew = crew  # of a Dask cluster, where the rows are there
+        privacy.ledgers(self)
         self.forked: dict[str, Forked] = {}  # helpers that were forked ahead of the run, by module
         self._gates = crew or Gates(folder, state.log, QUIET, self.forked)
         self._track: Child | None = None
@@ -123,6 +124,11 @@ class Run:
 
     def _wards(self) -> Mapping[str, Ward]:
         return {name: Ward(site, self.plan, self.folder.data) for name, site in self.folder.sites.items()}
+
+    @property
+    def on_dask(self) -> bool:
+        """Whether the sites' rows are at a Dask cluster."""
+        return self._crew is not None
 
     # --- helper processes ---------------------------------------------------------------------------------------------
 
@@ -254,6 +260,7 @@ class Run:
         closed = replace(closed, state=state)
         self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision, self.factors)
         self.last |= drift.noted(self, closed) | {"carrier": "dask" if self._crew else self.carrier}
+        self.last |= {"privacy": spent} if (spent := privacy.spent(self, state.round)) else {}
         digest = asking.state.model_digest
         decisions = [as_row(decision, closed.scored, digest)] if decision else []
         suite = self.folder.suite.hash if self.folder.suite else ""
@@ -292,8 +299,9 @@ class Run:
     # --- baselines ----------------------------------------------------------------------------------------------------
 
     def baselines(self) -> None:
-        """What each site would have alone, and what one pool of all rows would give."""
-        compare(self)
+        """What each site would have alone, and what one pool of all rows would give; under differential privacy nobody is told."""
+        if self.plan.study.privacy.dp is None:
+            compare(self)
 
     # --- tracking -----------------------------------------------------------------------------------------------------
 

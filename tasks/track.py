@@ -203,8 +203,8 @@ class Projection:
         for about, values in drift_points(self.study, entry, self._first("metrics", entry)).items():
             if about in self.runs:  # a site has one once it was scored
                 self._points(about, values, when, entry.round if record["scored"] is None else record["scored"])
-        if record["decision"]:
-            self.decided[record["scored"]] = record
+        self._points("lineage", record.get("privacy", {}), when, entry.round)
+        self.decided |= {record["scored"]: record} if record["decision"] else {}
 
     def _first(self, what: str, entry: Entry) -> bool:
         """Whether no earlier visit scored, or trained, the same model: a chart has a point a round."""

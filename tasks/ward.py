@@ -9,7 +9,7 @@ import numpy as np
 
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.answer import Policy, below, handle, handle_masked
-from fedrounds.core.errors import DataContractError
+from fedrounds.core.errors import DataContractError, StateError
 from fedrounds.core.identity import new_key
 from fedrounds.core.masked import PHASES, Self, step_of
 from fedrounds.core.messages import OF_TABLE, Reply, Request, decode, encode
@@ -17,10 +17,13 @@ from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows
+from fedrounds.core.privacy.private import events
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.table import Table
+from fedrounds.site.budget import Budgets
 from fedrounds.sources import load
 from fedrounds.sources.site_file import SiteFile
+from fedrounds.tasks import privacy
 from fedrounds.tasks.traffic import Traffic
 from fedrounds.tasks.withheld import withheld
 
@@ -42,6 +45,9 @@ class Ward(Traffic):
         self.fingerprint = ""
         self.problem = ""  # how the table breaks the contract; such a ward takes part in nothing
         self.aside: tuple[int, ...] = ()  # rows of the table that the gate set aside, by number
+        self.budgets: Budgets | None = (
+            None  # of its privacy: under differential privacy nothing is answered without one
+        )
         self._memory: SiteState = {}
         self.key = (
             new_key() if plan.study.masked else b""
@@ -122,8 +128,9 @@ class Ward(Traffic):
     def reply(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
         """Answer one request out of a memory; returns the one that it leaves."""
         with withheld(f"an answer of site '{self.name}'"):
-            rng = self.plan.rng(asked.round, self.name)
-            return handle(asked, memory, self._data(asked), self.plan, self.policy, self.name, rng)
+            if events(self.plan.study, asked.ask):
+                return self._charged(asked, memory)
+            return self._answered(asked, memory)
 
     def masked(self, asked: Request, vault: Vault, me: Self, memory: SiteState) -> tuple[Vault, SiteState, Reply]:
         """Answer one request of a study that masks its sums; returns the secrets and the memory that it leaves."""
@@ -134,6 +141,33 @@ class Ward(Traffic):
 
     def _data(self, asked: Request) -> Cohort | Rows:
         return self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
+
+    def _answered(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
+        rng = self.plan.rng(asked.round, self.name)
+        return handle(asked, memory, self._data(asked), self.plan, self.policy, self.name, rng)
+
+    def _charged(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
+        """An answer that costs privacy: written down before a row is touched, and given again as the same bytes for nothing."""
+        if self.budgets is None:
+            raise StateError(
+                f"expected a privacy budget for site '{self.name}', found none: this way of running it keeps no ledger"
+            )
+        study, question = self.plan.study, privacy.question(asked, self.fingerprint, self.name)
+        before = self.budgets.reply(question)
+        if before is not None:
+            return memory, decode(before, Reply)
+        limits = privacy.limits(study, self.policy)
+        number = self.budgets.reserve(
+            self.name, self.plan.digest, asked.round, question, events(study, asked.ask), *limits
+        )
+        if isinstance(number, str):
+            return memory, Reply(asked.study, asked.round, asked.exchange, asked.ask, asked.base, self.name, number, {})
+        after, reply = self._answered(asked, memory)
+        if reply.refusal:
+            self.budgets.void(number)
+        else:
+            self.budgets.spend(number, encode(reply))
+        return after, reply
 
     @property
     def remembers(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedrounds.core.frozen import Frozen, Rate
+from fedrounds.core.privacy.patient import Differential
 
 
 class Plain(Frozen):
@@ -36,6 +37,7 @@ class Privacy(Frozen):
     """What is hidden, from whom."""
 
     protect: Protect = Plain()
+    dp: Differential | None = None
 
     @property
     def masked(self) -> Masked | None:
@@ -52,6 +54,10 @@ class Privacy(Frozen):
         if self.masked and unbounded:
             raise ValueError(
                 f"masked sums need the range of every number, which bounds its sum: give one for {', '.join(unbounded[:8])}"
+            )
+        if self.masked and self.dp:
+            raise ValueError(
+                "masked sums and differential privacy do not go together yet: noise of many sites in one sum is not built; choose one"
             )
         if self.masked and codec != "float64":
             raise ValueError(

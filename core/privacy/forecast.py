@@ -1,0 +1,75 @@
+"""What a study under differential privacy will cost, and whether it can work at all, before its first round: public numbers alone."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+from fedrounds.core.plan import Plan
+from fedrounds.core.privacy import private
+from fedrounds.core.privacy.accounting import epsilon
+from fedrounds.core.privacy.noise import Gaussian
+
+DROWNED = (
+    0.5  # noise over the most that signal can be, after all steps: above it a study is not worth its patients' privacy
+)
+BLURRED = 0.25  # of half a range: what the noise may do to a feature's mean over all sites
+
+
+class Forecast(NamedTuple):
+    """A study's course.
+
+    Args:
+        epsilons: ε after round 0, 1, …: of each site's rows.
+        multiplier: z of training.
+        noise: standard deviation of the noise in the averaged step, as a vector's length, over the clip: what a step's signal is at most.
+        drowned: the same after all steps, where signal adds up and noise by its square root.
+        blurred: standard deviation of the noise in a feature's mean, in halves of its range.
+        warnings: why it cannot work, or what to know; empty if there is nothing.
+    """
+
+    epsilons: tuple[float, ...]
+    multiplier: float
+    noise: float
+    drowned: float
+    blurred: float
+    warnings: tuple[str, ...]
+
+
+def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
+    """The course of so many rounds at so many sites; None without differential privacy.
+
+    The averaged step of K sites has noise of z √d / (q n √K) clips in length, and signal of at most one clip.
+    """
+    dp, study = plan.study.privacy.dp, plan.study
+    if dp is None:
+        return None
+    first, one = dp.statistics_event(), dp.training_event()
+    budget, size = dp.budget, plan.family.layout.size
+    reach = min(rounds, dp.rounds)
+    epsilons = tuple(epsilon([first, one._replace(times=one.times * r)], budget.delta) for r in range(reach + 1))
+    mechanism = Gaussian(dp.clip, one.multiplier, size)
+    noise = mechanism.deviation / dp.clip * sqrt(size / sites) / dp.batch
+    drowned = noise / sqrt(max(reach, 1) * dp.steps)
+    counts = Gaussian(private.sensitivity(study), first.multiplier, 1 + sum(map(private.shares_of, study.features)))
+    blurred = counts.deviation / (dp.patients * sqrt(sites))
+    warnings = [
+        (
+            rounds > dp.rounds,
+            f"the budget is calibrated for {dp.rounds} rounds: of {rounds}, sites refuse those after round {dp.rounds}",
+        ),
+        (
+            drowned > DROWNED,
+            f"the study cannot work: the noise of all rounds is {drowned:.2g} times what the signal can be at most (state more ε)",
+        ),
+        (
+            blurred > BLURRED,
+            f"the noise moves a feature's mean by {blurred:.2g} of half its range: raise privacy.dp.statistics, or ask for fewer features",
+        ),
+        (
+            budget.delta > 1 / dp.patients,
+            f"δ = {budget.delta:.2g} is more than one patient in {dp.patients}: state a smaller one",
+        ),
+        (budget.epsilon > 10, f"ε = {budget.epsilon:.3g} bounds next to nothing of what is learnt about a patient"),
+    ]
+    return Forecast(epsilons, one.multiplier, noise, drowned, blurred, tuple(text for holds, text in warnings if holds))
