@@ -1,6 +1,6 @@
 """`make demo-federated`: a coordinator and four hospitals on one machine, really apart: processes, folders, users, TLS, PostgreSQL.
 
-    python benchmarks/demo_federated.py [--rounds 10] [--keep] [--prefect own|off]
+    python benchmarks/demo_federated.py [--rounds 10] [--keep] [--prefect own|off] [--masked]
 
 UCI heart where ../shared/data is there, made-up data else. It ends with the digests of both ways to run, what a round took and on what,
 and what one hospital's credentials open at the coordinator.
@@ -122,6 +122,12 @@ class Demonstration:
                 raise SystemExit("expected every hospital to be admitted, found one that is not")
             time.sleep(0.5)
 
+    def agree(self) -> None:
+        """The hospitals' people go by one roster of keys, as masked sums need."""
+        file = fedrounds("coordinator", "roster", self.home)["file"]
+        digests = {fedrounds("site", "roster", self.base / site, file)["digest"] for site in self.sites}
+        assert len(digests) == 1
+
     def run(self, *words: object, timeout: float = 900) -> dict[str, Any]:
         """Bring the study to its rounds."""
         return fedrounds("run", self.home, *words, timeout=timeout)
@@ -185,6 +191,15 @@ def demonstration(
         it.close()
         if not keep:
             shutil.rmtree(base, ignore_errors=True)
+
+
+def mask(study: Path) -> None:
+    """Have the study mask its sums, and leave out what needs one hospital's numbers."""
+    with (study / "study.toml").open("a") as file:
+        file.write('\n[privacy]\nprotect = { kind = "masked" }\n')
+    operations = study / "operations.toml"
+    text = re.sub(r"(?ms)^\[drift\].*?(?=^\[|\Z)", "", operations.read_text())
+    operations.write_text(re.sub(r"(?m)^margin.*\n", "", text))
 
 
 def studied(base: Path, rounds: int, heart: bool = True) -> tuple[Path, Path]:
@@ -258,11 +273,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--write", action="store_true", help="write docs/demo-federated.md")
     parser.add_argument("--keep", action="store_true", help="leave the folder for a look")
+    parser.add_argument("--masked", action="store_true", help="the coordinator sees sums over the hospitals alone")
     parser.add_argument("--prefect", choices=("own", "off"), default="off", help="of the hospitals' agents")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and so all that it started
     begun = time.monotonic()
-    with demonstration(arguments.rounds, arguments.prefect, arguments.keep) as it:
+    plant = mask if arguments.masked else None
+    with demonstration(arguments.rounds, arguments.prefect, arguments.keep, plant=plant) as it:
+        if arguments.masked:
+            it.agree()
         lines = [
             f"hospitals  {len(it.sites)} have joined and all servers are up after {time.monotonic() - begun:.0f} s"
         ]

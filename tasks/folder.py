@@ -65,7 +65,7 @@ def read(path: Path, data: Path | None = None, with_suite: bool = True, alone: b
     sites = _sites(path / "sites", operations)
     _agree(study, operations, sites)
     if not alone:
-        masks.require(study, operations, sites)
+        masks.enough(study, sites)
     return Folder(path, data or path, study, operations, sites, _suite(path, operations) if with_suite else None)
 
 
@@ -80,10 +80,10 @@ def read_protocol(path: Path, sites: Iterable[str] = ()) -> Folder:
     if not path.is_dir():
         raise StudyError(f"expected a study folder, found none at {path}: name the folder that holds study.toml")
     study, operations = _typed(path / "study.toml", Study), _typed(path / "operations.toml", Operations)
+    masks.require(study, operations)
     roster = tuple(sites)
     if roster:
         _agree(study, operations, roster)
-        masks.require(study, operations, roster)
     return Folder(path, path, study, operations, {}, _suite(path, operations))
 
 
@@ -112,6 +112,7 @@ def _sites(folder: Path, operations: Operations) -> dict[str, SiteFile]:
 
 def _agree(study: Study, operations: Operations, sites: Collection[str]) -> None:
     """What no single file can see."""
+    masks.require(study, operations)
     if study.name.lower() in RESERVED:
         raise StudyError(
             f"expected a study's own name, found '{study.name}' in study.toml, which MLflow's files have: choose another `name`"

@@ -10,14 +10,18 @@ from fedrounds.core.privacy.epoch import FEWEST
 from fedrounds.core.study import Study
 
 
-def require(study: Study, operations: Operations, sites: Collection[str]) -> None:
-    """Raise StudyError where operations.toml asks for what masked sums hide, or there are too few sites to hide among."""
-    if study.masked is None:
-        return
-    if len(sites) < FEWEST:
+def enough(study: Study, sites: Collection[str]) -> None:
+    """Raise StudyError where a study that masks its sums has too few sites to hide among."""
+    if study.masked and len(sites) < FEWEST:
         raise StudyError(
             f"expected at least {FEWEST} sites for masked sums, found {len(sites)}: with two, each would know the other's part"
         )
+
+
+def require(study: Study, operations: Operations) -> None:
+    """Raise StudyError where operations.toml asks for what masked sums hide."""
+    if study.masked is None:
+        return
     gate = operations.gate
     hidden = {
         "`margin` under [promotion]: no site's own loss is known": "margin" in operations.promotion.model_fields_set,
