@@ -314,7 +314,7 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
         raise UpdateRejected(
             "expected to be asked for masked sums, with keys made before, found neither: it was refused"
         )
-    if fields["mask.epoch"].tobytes() != vault.epoch.digest:
+    if fields["mask.epoch"].shape != (32,) or fields["mask.epoch"].tobytes() != vault.epoch.digest:
         raise UpdateRejected("expected the epoch of keys that is here, found another: it was refused")
     if fields["mask.index"].shape != (SIZES["index"],):
         raise UpdateRejected(f"expected an index of 4 bytes, found {fields['mask.index'].shape}: it was refused")

@@ -370,7 +370,7 @@ def warm() -> None:
 
 @functools.lru_cache(maxsize=1)
 def _folder(path: str, data: str | None, stamp: tuple[Any, ...]) -> Folder:  # noqa: ARG001  the stamp tells a changed folder
-    return folders.read(Path(path), Path(data) if data else None)
+    return folders.read(Path(path), Path(data) if data else None, alone=True)  # it may be a hospital's own
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:

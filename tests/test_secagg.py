@@ -327,6 +327,21 @@ def test_a_victim_that_is_told_another_announcement_is_no_survivor(monkeypatch):
     np.testing.assert_array_equal(two_announcements(world), world.true["s1"])
 
 
+def among_friends():
+    """An epoch of one victim and three of the coordinator's friends, on a roster of ten."""
+    world = World(4, roster=10)
+    friends = ["s0", "s2", "s3"]
+    world.held = {site: world.vaults[site].secrets[0] for site in friends}
+    world.protect("s1")
+    return isolated(world, "s1", friends, world.names, A, world.names, {}), world.true["s1"]
+
+
+def test_a_coordinator_cannot_hide_a_victim_among_its_friends_alone(monkeypatch):
+    refused("at least 7 of the 10 sites of the roster", among_friends)
+    monkeypatch.setattr(epochs, "threshold", lambda _roster: 3)  # as if the epoch's four members set it
+    np.testing.assert_array_equal(*among_friends())
+
+
 def split_view(world):
     """To one half the victim survived, to the other it was lost: its own mask and its key, both opened."""
     world.held = {}

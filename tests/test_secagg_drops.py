@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrounds.core import identity, masked
-from fedrounds.core.errors import QuorumError
+from fedrounds.core.errors import QuorumError, UpdateRejected
 from fedrounds.core.masked import Masking, Opened, Self
 from fedrounds.core.messages import Reply, Request, decode, encode
 from fedrounds.core.privacy.epoch import COMPLETE, degree, quorum_of_shares, threshold
@@ -140,3 +140,47 @@ def test_the_ring_cannot_be_cut_nor_a_member_surrounded_and_its_secrets_open_to_
     assert near > liars + lost or near == members - 1
     assert near // 2 * 2 >= min(members - 1, liars + lost + 1) or members <= COMPLETE
     assert 2 * threshold(roster) - members > liars  # two sets of signers share an honest one
+
+
+def bent(arrays):
+    """Every way in which one array of a request may be none that the site can use."""
+    for name, array in arrays.items():
+        yield {other: it for other, it in arrays.items() if other != name}
+        yield {**arrays, "more": array}
+        yield {**arrays, name: array.astype(np.float64)}
+        yield {**arrays, name: np.zeros((0,), np.uint8)}
+        yield {**arrays, name: np.full(5000, 255, np.uint8)}
+        yield {**arrays, name: np.full((3, 3, 3), 255, np.uint8)}
+        yield {**arrays, name: array[..., None]}
+
+
+def test_whatever_a_message_holds_it_is_answered_or_refused_and_a_refusal_changes_nothing():
+    names = ["s00", "s01", "s02"]
+    roster = {site: identity.public_key(key) for site, key in zip(names, KEYS, strict=False)}
+    me = {site: Self(site, key, roster) for site, key in zip(names, KEYS, strict=False)}
+    sheet = Sheet({"n": Grid(np.array(64.0))}, {"n": (1,)})
+    vaults, stage, refused = dict.fromkeys(names, Vault()), Masking(OUTER, tuple(names), roster, 1, 1, 1), 0
+    while isinstance(stage, Masking):
+        replies = []
+        for site in names:
+            arrays = {**stage.request.arrays, **stage.private(site)}
+            asked = Request(**{**vars(stage.request), "arrays": arrays})
+
+            def answered(request, vault=vaults[site], site=site, phase=stage.phase):
+                if phase == "masked":
+                    return masked.protect(request, {"n": np.ones(1)}, sheet, vault, me[site])
+                return masked.answer_phase(request, vault, me[site])
+
+            ours = {name: array for name, array in arrays.items() if name != "theta"}
+            plain = {name: array for name, array in arrays.items() if name == "theta"}
+            for other in bent(ours):
+                if stage.phase == "masked" and "more" in other:
+                    continue  # what is asked is the plain request's business, and is part of the announcement
+                with pytest.raises(UpdateRejected, match="expected"):
+                    answered(Request(**{**vars(asked), "arrays": {**plain, **other}}))
+                refused += 1
+            vaults[site], found = answered(asked)
+            replies.append(Reply(asked.study, 1, 0, asked.ask, asked.base, site, "", found))
+        stage = stage.step(replies)
+    assert refused > 400
+    assert stage.heard == tuple(names)

@@ -218,7 +218,7 @@ def _read_number(array: Bytes) -> int:
 
 def _text(array: Bytes) -> str:
     try:
-        return array.tobytes().decode("ascii")
+        return array.tobytes().decode("ascii") if array.ndim == 1 else ""
     except UnicodeDecodeError:
         raise UpdateRejected("expected the names of members, found other bytes: it was refused") from None
 
