@@ -14,6 +14,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import OF_TABLE, Reply, Request
+from fedrounds.core.phases import PHASES
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import withhold
@@ -91,14 +92,14 @@ def handle_masked(
 
     Args:
         vault: the site's secrets for this study. The one that comes back must be stored before the reply leaves.
-        data: not needed for what touches no row (`masked.PHASES`).
+        data: not needed for what touches no row (`PHASES`).
     """
     try:
         if plan.study.masked is None:
             raise UpdateRejected("its study does not mask its sums: it was asked as if it did")
         if request.study != plan.digest:
             raise UpdateRejected(foreign_study(request, plan))
-        if request.ask in masked.PHASES:
+        if request.ask in PHASES:
             after, arrays = masked.answer_phase(request, vault, me)
             return after, state, _said(request, me.site, "", arrays)
         assert data is not None

@@ -9,11 +9,12 @@ at that phase: as long as ⌊2n/3⌋ + 1 members answer each phase, the exchange
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,22 +22,17 @@ from fedrounds.core.algorithm import Sums
 from fedrounds.core.errors import QuorumError, UpdateRejected
 from fedrounds.core.messages import Ask, Reply, Request, encode
 from fedrounds.core.params import Array
+from fedrounds.core.phases import SIZES, Phase, require, subject_of
 from fedrounds.core.privacy import epoch as epochs
-from fedrounds.core.privacy import secagg, shamir, unmask
+from fedrounds.core.privacy import secagg, unmask
 from fedrounds.core.privacy.epoch import Bytes, Epoch, Fields, as_bytes
 from fedrounds.core.privacy.masks import Words
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.privacy.sheet import Sheet
 
-Phase = Literal["keys", "shares", "masked", "agree", "open"]
-PHASES: frozenset[Ask] = frozenset({"keys", "shares", "agree", "open"})  # what touches no row
 ANNOUNCED = ("mask.epoch", "mask.index", "mask.asked")  # what a request for masked sums says besides
+REMEMBERED = 256  # exchanges of which a site knows whose sum it opened
 TOGETHER = "(all sites)"  # whose the sums are; no site can be called so
-
-
-def step_of(request: Request) -> int:
-    """Where a request stands among those of its visit: exchange by exchange, and under masks phase by phase."""
-    return 5 * request.exchange + {"keys": 0, "shares": 1, "agree": 3, "open": 4}.get(request.ask, 2)
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,7 @@ class Masking:
         roster: site -> public Ed25519 key.
         number: of the next epoch, should one be needed: higher than any before.
         quorum: sites that the study wants in each sum, whatever the masks need.
+        before: what was asked -> the sites of which it may have been opened already, before a crash: it is never opened of others.
     """
 
     outer: Request
@@ -79,6 +76,7 @@ class Masking:
     alive: tuple[str, ...] = ()
     uploads: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict[str, tuple[bytes, bytes]])
     signatures: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    before: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 
@@ -153,54 +151,66 @@ class Masking:
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 
-    def step(self, replies: Iterable[Reply]) -> Masking | Opened:
+    def step(self, replies: Iterable[Reply], refused: dict[str, str] | None = None) -> Masking | Opened:
         """Take the replies of a phase, in site order: the next phase, or the sum.
+
+        Args:
+            refused: who is lost by a reply that is not what it signed, and why, is added.
 
         Raises:
             QuorumError: too few are left for the sum to be opened; nothing was.
             UpdateRejected: shares are wrong.
         """
+        refused = {} if refused is None else refused
         match self.phase:
             case "keys":
-                return self._keys(replies)
+                return self._keys(replies, refused)
             case "shares":
-                return self._shares(replies)
+                return self._shares(replies, refused)
             case "masked":
-                return self._masked(replies)
+                return self._masked(replies, refused)
             case "agree":
                 return self._agreed(replies)
             case "open":
                 return self._opened(replies)
 
-    def _keys(self, replies: Iterable[Reply]) -> Masking:
-        keys = [(reply.site, cast(Fields, reply.arrays)) for reply in replies]
+    def _keys(self, replies: Iterable[Reply], refused: dict[str, str]) -> Masking:
+        keys: list[tuple[str, Fields]] = []
+        for reply in replies:
+            fields = cast(Fields, reply.arrays)
+            with _noted(reply.site, refused):
+                epochs.signed_by(self.outer.study, self.number, reply.site, fields, self.roster)
+                keys.append((reply.site, fields))
         _enough(len(keys), self.needed, "keys")
         epoch = epochs.epoch_of(self.outer.study, self.number, keys, self.roster)
         return replace(self, phase="shares", epoch=epoch, sites=epoch.members)
 
-    def _shares(self, replies: Iterable[Reply]) -> Masking:
+    def _shares(self, replies: Iterable[Reply], refused: dict[str, str]) -> Masking:
         assert self.epoch is not None
-        dealt = {reply.site: cast(Fields, reply.arrays) for reply in replies}
-        for site, fields in dealt.items():
-            unmask.dealt_by(self.epoch, site, fields, self.roster)
+        dealt: dict[str, Fields] = {}
+        for reply in replies:
+            fields = cast(Fields, reply.arrays)
+            with _noted(reply.site, refused):
+                unmask.dealt_by(self.epoch, reply.site, fields, self.roster)
+                dealt[reply.site] = fields
         _enough(len(dealt), self.needed, "shares")
         return replace(self, phase="masked", keyring=Keyring(self.epoch, dealt), sites=tuple(sorted(dealt)))
 
-    def _masked(self, replies: Iterable[Reply]) -> Masking:
+    def _masked(self, replies: Iterable[Reply], refused: dict[str, str]) -> Masking:
         total: dict[str, Any] = {}
         uploads: dict[str, tuple[bytes, bytes]] = {}
         for reply in replies:
             words = {name: array for name, array in reply.arrays.items() if name != "signature"}
             signature = reply.arrays["signature"].tobytes()
-            found = unmask.heard(
-                self.ring.epoch, self.announced, reply.site, cast(Words, words), signature, self.roster
-            )
-            for name, array in words.items():
-                if name in total:
-                    total[name] += array
-                else:
-                    total[name] = array.copy()
-            uploads[reply.site] = found
+            with _noted(reply.site, refused):
+                uploads[reply.site] = unmask.heard(
+                    self.ring.epoch, self.announced, reply.site, cast(Words, words), signature, self.roster
+                )
+                for name, array in words.items():
+                    if name in total:
+                        total[name] += array
+                    else:
+                        total[name] = array.copy()
         _enough(len(uploads), self.needed, "masked sums")
         return replace(self, phase="agree", total=total, alive=tuple(uploads), uploads=uploads)
 
@@ -215,7 +225,7 @@ class Masking:
         _enough(len(opened), self.needed, "shares of masks")
         ring, total = self.ring, {name: array.copy() for name, array in self.total.items()}
         unmask.unmask(ring.epoch, total, self.announced, ring.next, self.sites, self.alive, ring.dealt, opened)
-        return Opened(total, self.alive, replace(ring, next=ring.next + 1), len(ring.epoch.members))
+        return Opened(total, self.alive, replace(ring, next=ring.next + 1), len(self.roster))
 
 
 @dataclass(frozen=True)
@@ -225,32 +235,16 @@ class Opened:
     words: Words
     heard: tuple[str, ...]
     keyring: Keyring
-    members: int
+    sites: int  # of the roster, by which a step is as wide as it is
 
 
-def expected(request: Request, words: Mapping[str, tuple[int, str]]) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of every array that a reply to this request must hold.
-
-    Args:
-        words: of masked sums: name -> length and type.
-    """
-    arrays = request.arrays
-    signature = {"signature": ((64,), "|u1")}
-    match request.ask:
-        case "keys":
-            keys = ((int.from_bytes(arrays["batch"].tobytes(), "little"), 32), "|u1")
-            return {"mask_keys": keys, "seal_keys": keys, **signature}
-        case "shares":
-            n, batch, _ = arrays["mask_keys"].shape
-            holders = epochs.degree(n, int.from_bytes(arrays["roster"].tobytes(), "little")) + 1
-            sealed, marks = (batch, holders, epochs.SEALED), (batch, holders, 2, epochs.MARK)
-            return {"sealed": (sealed, "|u1"), "marks": (marks, "|u1"), **signature}
-        case "agree":
-            return signature
-        case "open":
-            return {"shares": ((int(arrays["asked"].sum()), shamir.SHARE), "|u1")}
-        case _:
-            return {**{name: ((size,), kind) for name, (size, kind) in words.items()}, **signature}
+@contextmanager
+def _noted(site: str, refused: dict[str, str]) -> Generator[None]:
+    """A reply that is not what it should be is one lost, and ends nothing for the others."""
+    try:
+        yield
+    except UpdateRejected as error:
+        refused[site] = str(error)
 
 
 # --- a site -----------------------------------------------------------------------------------------------------------
@@ -272,7 +266,7 @@ def answer_phase(request: Request, vault: Vault, me: Self) -> tuple[Vault, Mappi
         UpdateRejected: the request is not one that an honest coordinator sends; the vault stays as it was.
     """
     fields = cast(Fields, request.arrays)
-    _require(request, fields)
+    require(request, fields)
     match request.ask:
         case "keys":
             number, batch = (int.from_bytes(fields[name].tobytes(), "little") for name in ("epoch", "batch"))
@@ -289,13 +283,22 @@ def _survivors(ask: Ask, fields: Fields, vault: Vault, me: Self) -> tuple[Vault,
     announced, index = fields["announced"].tobytes(), int.from_bytes(fields["index"].tobytes(), "little")
     alive = _named(members, fields["alive"])
     signatures = _by_member(members, fields["signatures"], 64)
+    subject, survivors = vault.subjects.get(index), secagg.digest_of(alive)
+    if subject and vault.told.get(subject, survivors) != survivors:
+        raise UpdateRejected(
+            "expected the sum of the same sites as it was opened of before, found others: their difference would be one site's, so it was refused"
+        )
     if ask == "agree":
         digests = _by_member(members, fields["digests"], 32)
         uploads = {site: (digests[site], signatures[site]) for site in alive}
         return secagg.agree(vault, me.key, me.site, announced, index, alive, uploads, me.roster)
     asked, sealed = _named(members, fields["asked"]), _by_member(members, fields["sealed"], epochs.SEALED)
     signatures = {site: signature for site, signature in signatures.items() if any(signature)}
-    return secagg.disclose(vault, me.site, announced, index, asked, alive, signatures, sealed, me.roster)
+    vault, found = secagg.disclose(vault, me.site, announced, index, asked, alive, signatures, sealed, me.roster)
+    if subject:
+        told = {**vault.told, subject: survivors}
+        vault = replace(vault, told={one: told[one] for one in list(told)[-REMEMBERED:]})
+    return vault, found
 
 
 def announced_by(request: Request) -> Request:
@@ -320,27 +323,10 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
         raise UpdateRejected(f"expected an index of 4 bytes, found {fields['mask.index'].shape}: it was refused")
     announced, index = sha256(encode(request)).digest(), int.from_bytes(fields["mask.index"].tobytes(), "little")
     asked = _named(vault.epoch.members, fields["mask.asked"])
-    words = sheet.words(sums, len(vault.epoch.members))
+    words = sheet.words(sums, len(me.roster))  # not the epoch's members: a step is the same whoever is away
     vault, found = secagg.protect(vault, me.key, me.site, words, announced, index, asked)
-    return vault, cast(Mapping[str, Array], found)
-
-
-TAKES: Mapping[str, tuple[str, ...]] = {
-    "keys": ("batch", "epoch"),
-    "shares": ("epoch", "identities", "mask_keys", "members", "roster", "seal_keys", "signatures"),
-    "agree": ("alive", "announced", "digests", "index", "signatures"),
-    "open": ("alive", "announced", "asked", "index", "sealed", "signatures"),
-}
-
-SIZES = {"batch": 8, "epoch": 8, "roster": 8, "announced": 32, "index": 4}
-
-
-def _require(request: Request, fields: Fields) -> None:
-    if tuple(sorted(fields)) != TAKES[request.ask] or any(array.dtype != np.uint8 for array in fields.values()):
-        raise UpdateRejected(f"expected {', '.join(TAKES[request.ask])} as bytes, found others: it was refused")
-    for name, size in SIZES.items():
-        if name in fields and fields[name].shape != (size,):
-            raise UpdateRejected(f"expected {name} of {size} bytes, found {fields[name].shape}: it was refused")
+    subjects = {**vault.subjects, index: subject_of(request)}
+    return replace(vault, subjects=subjects), cast(Mapping[str, Array], found)
 
 
 def _enough(found: int, needed: int, what: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedrounds.core import masked, sheets
+from fedrounds.core import phases, sheets
 from fedrounds.core.algorithm import Folded, Scores, Sums
 from fedrounds.core.codec import foreign, narrow, widen
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
@@ -59,11 +59,14 @@ class Roll:
         roster: site -> public Ed25519 key, as all have agreed outside the coordinator.
         number: for the next epoch of keys: higher than any that was ever used for this study.
         keyring: of the epoch at hand; None: new keys are asked for. Of a round that failed it must not be used again.
+        before: what was asked (`phases.subject_of`) -> the sites of which its sum may have been opened before a crash: only they are
+            asked again, since hospitals never open it of others.
     """
 
     roster: Mapping[str, bytes]
     number: int
     keyring: Keyring | None = None
+    before: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def _closed(
     masking = asking.masking
     keyring = opened.keyring if opened else None
     if folded.state.exchange:  # who missed an exchange takes no part in the round's next: sums are over the same sites
-        roll = Roll(masking.roster, masking.number + 1, keyring) if masking else None
+        roll = Roll(masking.roster, masking.number + 1, keyring, masking.before) if masking else None
         quorum = masking.quorum if masking else asking.quorum
         return _ask(folded.state, plan, ask, answered, quorum, refused, asking.factors, roll)
     return Closed(
@@ -155,13 +158,13 @@ def _unmasked(
     asking: Asking, masking: Masking, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]
 ) -> Asking | Closed:
     """The next step of an exchange under masks; after the last, the sum of those who were heard is folded."""
-    after = masking.step(_kept(asking, plan, replies, refused))
+    after = masking.step(_kept(asking, plan, replies, refused), refused)
     if isinstance(after, Masking):
         request, needed = after.request, after.needed
         return replace(asking, request=request, sites=after.sites, quorum=needed, refused=refused, masking=after)
     ask = masking.outer.ask
     sheet = sheet_of(plan, masking.outer)
-    sums, clipped = sheet.sums(after.words, after.members)
+    sums, clipped = sheet.sums(after.words, after.sites)
     whole = sheets.together(sums, sheets.scale(plan.study, masking.outer.arrays))
     folded = plan.algorithms[ask].fold(asking.state, [(TOGETHER, whole)])
     return _closed(asking, plan, folded, ask, after.heard, refused, after, clipped)
@@ -206,7 +209,9 @@ def _ask(
         raise StudyError(
             "expected keys for a study that masks its sums, found none: this way of running it has no masks"
         )
-    masking = Masking(request, sites, roll.roster, roll.number, protect.batch, quorum)
+    again = roll.before.get(phases.subject_of(request), sites)
+    sites = tuple(site for site in sites if site in again)
+    masking = Masking(request, sites, roll.roster, roll.number, protect.batch, quorum, before=roll.before)
     if roll.keyring and roll.keyring.serves(sites):
         masking = replace(masking, phase="masked", keyring=roll.keyring)
     return Asking(state, masking.request, sites, masking.needed, refused, factors, masking)
@@ -277,10 +282,10 @@ def check(reply: Reply, request: Request, sites: tuple[str, ...], plan: Plan) ->
 
 def expected(request: Request, plan: Plan) -> Mapping[str, tuple[tuple[int, ...], str]]:
     """Name, shape and, of words, the type of every array that an answer holds."""
-    if request.ask in masked.PHASES:
-        return masked.expected(request, {})
+    if request.ask in phases.PHASES:
+        return phases.expected(request, {})
     if plan.study.masked:
-        return masked.expected(request, sheet_of(plan, request).layout())
+        return phases.expected(request, sheet_of(plan, request).layout())
     shapes = plan.algorithms[request.ask].shapes(request.exchange)
     if "champion" in request.arrays:
         shapes = {**shapes, "paired": (PAIRED,)}

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrounds.core.asking import dump
-from fedrounds.core.masked import step_of
 from fedrounds.core.messages import Finding, Reply, Request, decode
+from fedrounds.core.phases import step_of
 from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
 from fedrounds.tasks import drift
@@ -26,6 +26,7 @@ FRESH = (
     "fresh data"  # the ledger's note: site -> the visit after which it said that it has other data than were profiled
 )
 LATE = "it came after its question had closed"
+GRACE_S = 2.0  # that the last few have to sign or to open, once as many as are needed have
 AWAY = "no answer before the deadline"
 
 
@@ -56,14 +57,15 @@ class Correspondence(Run):
         self.ledger.drop_attempt()  # of a run that died, or of the exchange before: nothing of it is needed
         opened = self.ledger.open_attempt(self.visit, dump(asking), deadline)
         self._looked_at = {name: set[str]() for name in self.wards}
-        self._answered = 0
+        self._answered, self._enough = 0, 0.0
         self.asked = Question(self.visit + 1, opened.number, asking, deadline)
         return self.asked
 
     def roll(self) -> Roll:
         """The keys of a masked round: a number that was never used is that of the next question."""
         keyring, self._keyring = self._keyring, None
-        return Roll(next(iter(self.wards.values())).roster, 1 + self.ledger.newest_attempt(), keyring)
+        roster = next(iter(self.wards.values())).roster
+        return Roll(roster, 1 + self.ledger.newest_attempt(), keyring, self._before())
 
     def gate(self) -> Asking:
         """With what every run begins: do the data of each hospital pass its gate?"""
@@ -104,7 +106,10 @@ class Correspondence(Run):
 
     def enough(self, question: Question) -> bool:
         """Whether nobody else need be waited for: of shares and signatures, what is needed is as good as all."""
-        return question.request.ask in ("agree", "open") and self._answered >= question.asking.quorum
+        if question.request.ask not in ("agree", "open") or self._answered < question.asking.quorum:
+            return False
+        self._enough = self._enough or time.monotonic()
+        return time.monotonic() - self._enough > GRACE_S  # one who lies must not keep out one who is a moment later
 
     def answering(self, replies: Sequence[bytes]) -> int:
         """How many of the replies are no refusals."""

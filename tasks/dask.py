@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fedrounds.core.errors import ServiceError
-from fedrounds.core.masked import step_of
 from fedrounds.core.messages import Request, decode
 from fedrounds.core.params import Array
+from fedrounds.core.phases import step_of
 from fedrounds.core.plan import Plan, build
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import far

@@ -23,8 +23,9 @@ from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.identity import About
-from fedrounds.core.masked import PHASES, Self
+from fedrounds.core.masked import Self
 from fedrounds.core.messages import Finding, Reply, Request, decode, encode, pack, unpack
+from fedrounds.core.phases import PHASES
 from fedrounds.core.privacy import vault as vaults
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.exchange.name import Name, folder

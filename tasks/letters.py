@@ -11,8 +11,8 @@ from typing import Any
 
 from prefect import task
 
-from fedrounds.core.masked import PHASES
 from fedrounds.core.messages import Ask
+from fedrounds.core.phases import PHASES
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.desk import Question
 from fedrounds.tasks.run import Group

@@ -14,6 +14,7 @@ from fedrounds.core.errors import GateHalt, QuorumError, StudyError
 from fedrounds.core.identity import public_key
 from fedrounds.core.masked import Keyring
 from fedrounds.core.messages import Ask, encode
+from fedrounds.core.phases import subject_of
 from fedrounds.core.plan import build
 from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
@@ -243,6 +244,11 @@ class Run:
         keyring, self._keyring = self._keyring, None
         return Roll(roster, 1 + max(ward.vault.number for ward in self.wards.values()), keyring)
 
+    def _before(self) -> Mapping[str, tuple[str, ...]]:
+        """Of whom sums of this visit and those after it were opened, or may have been: the last few."""
+        known: Mapping[str, Sequence[str]] = self.ledger.noted("opened") or {}
+        return {subject: tuple(known[subject]) for subject in list(known)[-8:]}
+
     def aggregate(self, asking: Asking, replies: Sequence[bytes]) -> Asking | Closed:
         """Close an exchange; a closed round is in the ledger when this returns."""
         try:
@@ -251,6 +257,11 @@ class Run:
             self.failed(error)
             raise
         if isinstance(closed, Asking):
+            if (
+                closed.masking and closed.masking.phase == "open"
+            ):  # in the ledger before anybody is asked to open anything
+                masking = closed.masking
+                self.ledger.note("opened", dict(self._before()) | {subject_of(masking.outer): list(masking.alive)})
             return closed
         self._keyring = closed.keyring
         known = any(decision.round == closed.scored for decision in self.ledger.promotions())

@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from fedrounds.core.errors import ServiceError
-from fedrounds.core.masked import PHASES
+from fedrounds.core.phases import PHASES
 from fedrounds.core.round import Asking, Closed
 from fedrounds.tasks.run import Group, Requests, Run
 from fedrounds.tasks.verdict import Verdict, broken

@@ -11,9 +11,10 @@ from fedrounds.core.algorithm import SiteState
 from fedrounds.core.answer import Policy, below, handle, handle_masked
 from fedrounds.core.errors import DataContractError, StateError
 from fedrounds.core.identity import new_key
-from fedrounds.core.masked import PHASES, Self, step_of
+from fedrounds.core.masked import Self
 from fedrounds.core.messages import OF_TABLE, Reply, Request, decode, encode
 from fedrounds.core.params import Array
+from fedrounds.core.phases import PHASES, step_of
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows

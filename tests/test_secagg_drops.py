@@ -47,7 +47,7 @@ def exchange(sites, bits, lost, unheard, seed):
             asked = Request(**{**vars(request), "arrays": {**request.arrays, **stage.private(site)}})
             asked = decode(encode(asked), Request)
             if stage.phase == "masked":
-                words[site] = sheet.words(sums[site], len(stage.ring.epoch.members))
+                words[site] = sheet.words(sums[site], len(stage.roster))
                 vaults[site], arrays = masked.protect(asked, sums[site], sheet, vaults[site], me[site])
             else:
                 vaults[site], arrays = masked.answer_phase(asked, vaults[site], me[site])

@@ -176,16 +176,36 @@ def verify(epoch: Epoch, roster: Mapping[str, bytes]) -> None:
     for at, site in enumerate(epoch.members):
         if roster.get(site) != epoch.identities[at].tobytes():
             raise UpdateRejected(f"expected the roster's key of '{site}', found another: the epoch was refused")
-        words = words_of_keys(epoch.study, epoch.number, site, epoch.mask_keys[at], epoch.seal_keys[at], agreed)
-        if not identity.sealed(roster[site], words, epoch.signatures[at].tobytes()):
-            raise UpdateRejected(f"expected keys signed by '{site}', found others: the epoch was refused")
-        for key in (*epoch.mask_keys[at], *epoch.seal_keys[at]):
-            number = int.from_bytes(key.tobytes(), "little")
-            if number >= PRIME or number in WEAK:
-                raise UpdateRejected(f"expected keys that belong to somebody, found a weak one of '{site}': suspend it")
+        keys = epoch.mask_keys[at], epoch.seal_keys[at]
+        _signed(epoch.study, epoch.number, site, *keys, epoch.signatures[at], roster[site], agreed)
     for keys in (epoch.mask_keys, epoch.seal_keys):
         if len({key.tobytes() for key in keys.reshape(-1, 32)}) < keys.size // 32:
             raise UpdateRejected("expected every key of an epoch once, found one twice: the epoch was refused")
+
+
+def signed_by(study: str, number: int, site: str, keys: Fields, roster: Mapping[str, bytes]) -> None:
+    """Raise UpdateRejected unless a member's answer holds keys that it signed for this epoch, under this roster, none of them weak."""
+    parts = keys["mask_keys"], keys["seal_keys"], keys["signature"]
+    _signed(study, number, site, *parts, roster.get(site, b""), roster_digest(roster))
+
+
+def _signed(
+    study: str,
+    number: int,
+    site: str,
+    mask_keys: Bytes,
+    seal_keys: Bytes,
+    signature: Bytes,
+    owner: bytes,
+    agreed: bytes,
+) -> None:
+    words = words_of_keys(study, number, site, mask_keys, seal_keys, agreed)
+    if not owner or not identity.sealed(owner, words, signature.tobytes()):
+        raise UpdateRejected(f"expected keys signed by '{site}', found others: the epoch was refused")
+    for key in (*mask_keys, *seal_keys):
+        value = int.from_bytes(key.tobytes(), "little")
+        if value >= PRIME or value in WEAK:
+            raise UpdateRejected(f"expected keys that belong to somebody, found a weak one of '{site}': suspend it")
 
 
 def roster_digest(roster: Mapping[str, bytes]) -> bytes:

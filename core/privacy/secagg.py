@@ -77,6 +77,8 @@ class Vault:
     used: Mapping[int, bytes] = field(default_factory=dict[int, bytes])  # index -> digest of its announcement
     signed: Mapping[int, bytes] = field(default_factory=dict[int, bytes])  # index -> survivors it signed for
     opened: Mapping[int, bytes] = field(default_factory=dict[int, bytes])  # index -> survivors it opened
+    subjects: Mapping[int, str] = field(default_factory=dict[int, str])  # index -> what was asked under it
+    told: Mapping[str, bytes] = field(default_factory=dict[str, bytes])  # what was asked -> of whom the sum was opened
 
     def __repr__(self) -> str:
         return f"Vault(epoch {self.number}, {len(self.secrets)} unused)"
@@ -113,7 +115,7 @@ def make_keys(
     agreed = epochs.roster_digest(roster)
     signature = identity.seal(key, epochs.words_of_keys(study, number, site, mask_keys, seal_keys, agreed))
     fields = {"mask_keys": mask_keys, "seal_keys": seal_keys, "signature": as_bytes(signature)}
-    return Vault(number, made), fields
+    return Vault(number, made, told=vault.told), fields
 
 
 def deal(vault: Vault, key: bytes, site: str, epoch: Epoch, roster: Mapping[str, bytes]) -> tuple[Vault, Fields]:

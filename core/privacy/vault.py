@@ -23,6 +23,8 @@ def dump(vault: Vault) -> bytes:
         arrays |= {f"epoch/{name}": array for name, array in vault.epoch.fields().items()}
     header: dict[str, Any] = {"number": vault.number, "study": vault.epoch.study if vault.epoch else ""}
     header["indices"] = list(vault.secrets)
+    header["subjects"] = {str(index): subject for index, subject in vault.subjects.items()}
+    header["told"] = [[subject, survivors.hex()] for subject, survivors in vault.told.items()]  # in the order it was
     for name in HISTORY:
         history = cast(dict[int, bytes], getattr(vault, name))
         header[name] = {str(index): digest.hex() for index, digest in history.items()}
@@ -42,8 +44,19 @@ def load(data: bytes) -> Vault:
         if header["study"]:
             found = {name.removeprefix("epoch/"): array for name, array in fields.items() if name != "secrets"}
             epoch = read_epoch(header["study"], cast(dict[str, np.ndarray[Any, np.dtype[np.uint8]]], found))
-        histories = ({int(index): bytes.fromhex(digest) for index, digest in header[name].items()} for name in HISTORY)
-        return Vault(header["number"], secrets, epoch, *histories)
+        used, signed, opened = (
+            {int(index): bytes.fromhex(digest) for index, digest in header[name].items()} for name in HISTORY
+        )
+        return Vault(
+            header["number"],
+            secrets,
+            epoch,
+            used,
+            signed,
+            opened,
+            {int(index): subject for index, subject in header["subjects"].items()},
+            {subject: bytes.fromhex(survivors) for subject, survivors in header["told"]},
+        )
     except (UpdateRejected, KeyError, TypeError, ValueError) as error:
         raise StateError(
             f"expected this site's keys for masks, found damaged bytes ({error}): remove its book's copy, the next run makes new ones"
