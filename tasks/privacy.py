@@ -35,6 +35,10 @@ def agrees(study: Study, operations: Operations) -> None:
             "[promotion] compares exact scores of each site, which stay there: drop it from operations.toml (the newest model is the result)",
         ),
         (
+            operations.gate.quarantine > 0,
+            "`quarantine` under [gate] may set a patient's row aside for what another's holds: drop it from operations.toml",
+        ),
+        (
             operations.rounds > dp.rounds,
             f"found {operations.rounds} rounds in operations.toml, and noise for {dp.rounds} in privacy.dp: make them agree",
         ),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from fedrounds.core.answer import Policy, handle
 from fedrounds.core.errors import DataContractError, StateError, StudyError, UpdateRejected
 from fedrounds.core.messages import Request, decode, encode
-from fedrounds.core.operations import Drift, Operations, Promotion
+from fedrounds.core.operations import Drift, Gate, Operations, Promotion
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
 from fedrounds.core.privacy import private
@@ -101,6 +101,7 @@ def test_what_does_not_go_with_it_is_refused(changes, said):
     [
         ({"drift": Drift()}, "exact profiles"),
         ({"promotion": Promotion(margin=0.1)}, "exact scores"),
+        ({"gate": Gate(quarantine=0.1)}, "set a patient's row aside"),
         ({"rounds": 5}, "found 5 rounds in operations.toml, and noise for 4"),
     ],
 )

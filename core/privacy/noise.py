@@ -21,6 +21,7 @@ from fedrounds.core.params import Array, Vector
 
 Whole = NDArray[np.int64]
 DEEP = 191  # bits of a table's entry: 63 decide at once, 128 more where those are equal
+GUIDED = 16  # bits that find most draws at once
 EXACT = 320  # bits with which the table is computed
 FINEST, COARSEST = 1.0, 65536.0  # σ in steps
 SLACK = 1e-9  # relative: what floating-point sums of clipped vectors may be off by, many times over
@@ -65,13 +66,16 @@ def discrete_gaussian(sigma: float, count: int, bits: Bits) -> Whole:
         * 63 bits that equal those of a table's entry are decided by 128 more, so that no tie is rounded away;
         * every draw uses bits of its own.
     """
-    high, entries = _table(sigma)
+    high, guide, entries = _table(sigma)
     words = bits.words(count)
     drawn = words >> np.uint64(1)
-    magnitude = np.searchsorted(high, drawn, side="left")
-    tied = high[magnitude] == drawn
-    if tied.any():
-        for i in np.flatnonzero(tied):
+    cell = (drawn >> np.uint64(63 - GUIDED)).astype(np.intp)
+    magnitude = guide[cell]
+    unsure = np.flatnonzero(guide[1:][cell] != magnitude)  # an entry lies in the cell: before or after it, or on it
+    if unsure.size:
+        found = np.searchsorted(high, drawn[unsure], side="left")
+        magnitude[unsure] = found
+        for i in unsure[high[found] == drawn[unsure]]:
             more = int.from_bytes(bits.words(2).tobytes(), "little")
             magnitude[i] = _decided(entries, int(drawn[i]) << 128 | more, int(magnitude[i]))
     signed = magnitude.astype(np.int64)
@@ -87,8 +91,11 @@ def _decided(entries: tuple[int, ...], drawn: int, first: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def _table(sigma: float) -> tuple[NDArray[np.uint64], tuple[int, ...]]:
-    """2^191 P(|X| <= k) for k = 0, 1, ...: the first 63 bits as an array, and all of them as whole numbers."""
+def _table(sigma: float) -> tuple[NDArray[np.uint64], NDArray[np.intp], tuple[int, ...]]:
+    """2^191 P(|X| <= k) for k = 0, 1, ...: the first 63 bits as an array, and all of them as whole numbers.
+
+    Between them a guide: how many entries lie before each of 2^16 cells, by their first bits.
+    """
     if not (isfinite(sigma) and FINEST <= sigma <= COARSEST):
         raise ValueError(f"expected noise of {FINEST:g} to {COARSEST:g} steps, found {sigma:g}")
     numerator, denominator = sigma.as_integer_ratio()
@@ -104,7 +111,9 @@ def _table(sigma: float) -> tuple[NDArray[np.uint64], tuple[int, ...]]:
         total += 2 * mass
         cumulative.append(total)
     entries = tuple((value << DEEP) // total for value in cumulative)
-    return np.array([entry >> 128 for entry in entries], np.uint64), entries
+    high = np.array([entry >> 128 for entry in entries], np.uint64)
+    guide = np.searchsorted(high, np.arange(2**GUIDED + 1, dtype=np.uint64) << np.uint64(63 - GUIDED), side="left")
+    return high, guide, entries
 
 
 def _exp_minus(x: int) -> int:
@@ -138,8 +147,8 @@ class Gaussian:
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of the noise in steps: a power of two, so fine that rounding costs about a hundredth."""
-        wanted = 100 * self.multiplier * sqrt(self.size)
+        """Standard deviation of the noise in steps: a power of two, so fine that rounding costs about a fiftieth."""
+        wanted = 50 * self.multiplier * sqrt(self.size)
         return min(max(2.0 ** ceil(log(wanted, 2)), 1024.0), COARSEST / 4)
 
     @property

@@ -1,0 +1,47 @@
+"""A whole run under differential privacy, by the command line: real Prefect, MLflow, gate and ledger."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import pytest
+
+
+def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, capfd):
+    from fedrounds.cli.main import main
+
+    study = tmp_path / "private"
+    assert main(["init", str(study)]) == 0
+    text = (study / "study.toml").read_text()
+    for old, new in (('weights = "patients"', 'weights = "uniform"'), (", epochs = 2, batch = 32", "")):
+        assert old in text
+        text = text.replace(old, new)
+    (study / "study.toml").write_text(
+        text + '\n[privacy]\ndp = { unit = "patient", epsilon = 3.0, patients = 200, rounds = 2 }\n'
+    )
+    operations = study / "operations.toml"
+    operations.write_text(
+        operations.read_text().replace("rounds = 10 ", "rounds = 2 ").replace('suite = "readmission"', "")
+    )
+    assert main(["run", str(study)]) == 0
+    assert main(["report", str(study)]) == 0
+    capfd.readouterr()
+    assert main(["site", "budget", str(study), "--json"]) == 0
+    held = json.loads(capfd.readouterr().out)
+    assert {(row["dataset"], row["releases"]) for row in held["spent"]} == {
+        (site, 3) for site in ("east", "north", "south", "west")
+    }
+    assert all(2.99 < row["epsilon"] <= 3.0 for row in held["spent"])
+    mlflow = sqlite3.connect(next(tmp_path.rglob("mlflow.db")))
+    told = dict(mlflow.execute("SELECT step, max(value) FROM metrics WHERE key = 'privacy_epsilon' GROUP BY step"))
+    assert sorted(told) == [0, 1, 2]
+    assert told[2] == pytest.approx(held["spent"][0]["epsilon"])
+    named = {key for (key,) in mlflow.execute("SELECT DISTINCT key FROM metrics")}
+    mlflow.close()
+    assert not {
+        key for key in named if key.startswith(("validation", "auc", "log_loss", "training_loss", "training_patients"))
+    }
+    page = next(tmp_path.rglob("report.html")).read_text()
+    assert "ε = 3 at δ = 0.0005 was spent of each hospital" in page
+    assert "There is no differential privacy" not in page
