@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from fedrounds.core.errors import StudyError
-from fedrounds.core.identity import ENVELOPE
-from fedrounds.core.messages import Ask, Request, encode, unpack
-from fedrounds.core.round import Asking, close_exchange, open_round
-from fedrounds.tasks.hospital import Hospital
-from fedrounds.tasks.joined import newest
+import numpy as np
 
+from fedrounds.core.errors import StudyError
+from fedrounds.core.identity import ENVELOPE, new_key, public_key
+from fedrounds.core.masked import Self
+from fedrounds.core.messages import Ask, Reply, Request, encode, unpack
+from fedrounds.core.phases import PHASES
+from fedrounds.core.plan import build
+from fedrounds.core.privacy.secagg import Vault
+from fedrounds.core.privacy.settings import Privacy
+from fedrounds.core.round import Asking, Roll, close_exchange, open_round
+from fedrounds.core.simulate import simulate
+from fedrounds.tasks.hospital import Hospital
+from fedrounds.tasks.joined import Joined, newest
+
+OTHERS = ("made-up-1", "made-up-2")
 ASKS: tuple[Ask, ...] = ("gate", "statistics", "profile", "train", "score")
 
 
@@ -44,6 +53,8 @@ class Sample:
 def samples(hospital: Hospital) -> Iterator[Sample]:
     """A reply to each kind of question, by this hospital's rows and policy; its book and its mailbox stay as they were.
 
+    Under masks the others are two made-up hospitals, who make keys and send nothing.
+
     The statistics of the sample are the hospital's own, where a study's are those of all; the model is the initial one.
 
     Raises:
@@ -62,6 +73,9 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
         return
     if joined.plan.study.privacy.dp:  # a sample would cost privacy as an answer does
         return
+    if joined.plan.study.masked:
+        yield from _masked(hospital.name, joined)
+        return
     state = start
     for ask in ASKS[1:]:
         asking: Any = open_round(state, joined.plan, ask, [hospital.name])
@@ -73,3 +87,29 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
             asking = close_exchange(asking, joined.plan, [reply])
         if ask == "statistics":
             state = asking.state
+
+
+def _masked(name: str, joined: Joined) -> Iterator[Sample]:
+    ward, plan = joined.ward, joined.plan
+    keys = {one: new_key() for one in sorted({name, *OTHERS})}
+    roster = {one: public_key(key) for one, key in keys.items()}
+    vaults, state = {one: Vault() for one in keys}, plan.start()
+    for ask in ("statistics", "train", "score"):
+        asking: Any = open_round(state, plan, ask, keys, roll=Roll(roster, 1 + vaults[name].number))
+        while asking.request.ask in PHASES:  # keys and shares
+            replies: list[Reply] = []
+            for one in asking.sites:
+                me = Self(one, keys[one], roster)
+                vaults[one], _, reply = ward.masked(asking.request_to(one), vaults[one], me, {})
+                replies.append(reply)
+                if one == name:
+                    yield Sample(asking.request.ask, encode(reply))
+            asking = close_exchange(asking, plan, replies)
+        _, _, reply = ward.masked(asking.request, vaults[name], Self(name, keys[name], roster), {})
+        yield Sample(ask, encode(reply))
+        if reply.refusal or ward.cohort is None:
+            return
+        if ask == "statistics":  # that are the hospital's own here
+            plain = build(plan.study.model_copy(update={"privacy": Privacy()}))
+            agreed = next(simulate(plain, {name: ward.cohort}, 0, policy=ward.policy)).state.statistics
+            state = plan.start({**agreed, "rows": np.array([float(np.count_nonzero(~ward.cohort.valid))])})

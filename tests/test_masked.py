@@ -28,6 +28,7 @@ from fedrounds.core.round import Asking
 from fedrounds.core.simulate import simulate
 from fedrounds.ledger import Ledger
 from fedrounds.tasks.agreed import agree
+from fedrounds.tasks.preview import samples
 from fedrounds.tasks.ward import Ward
 
 MASKED = '{ kind = "masked" }'
@@ -372,6 +373,19 @@ def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, prog
     assert {key for _, key in named} == {"took_part", "traffic_bytes_out", "traffic_bytes_in"}
     [report] = Path(folder).rglob("report.html")
     assert "This study masks its sums" in report.read_text()
+
+
+def test_a_privacy_officer_sees_the_random_words_that_would_leave_and_nothing_changes(apart):
+    study = apart(masked=MASKED)
+    before = study.hospital("east").book.fact(f"vault {study.plan.digest}")
+    found = [sample.document() for sample in samples(study.hospital("east"))]
+    keys = ["keys", "shares"]
+    assert [it["ask"] for it in found] == ["gate", *keys, "statistics", *keys, "train", *keys, "score"]
+    train = next(it for it in found if it["ask"] == "train")
+    assert train["arrays"].keys() == {"words.delta", "words.sums", "signature"}
+    again = next(it for it in (sample.document() for sample in samples(study.hospital("east"))) if it["ask"] == "train")
+    assert train["arrays"]["words.delta"] != again["arrays"]["words.delta"]  # fresh keys, other masks
+    assert study.hospital("east").book.fact(f"vault {study.plan.digest}") == before
 
 
 class Agents:
