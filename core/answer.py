@@ -21,6 +21,7 @@ from fedrounds.core.privacy.disclosure import withhold
 from fedrounds.core.privacy.private import only_noised
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.round import sheet_of
+from fedrounds.core.study import Category
 
 
 class Policy(Frozen):
@@ -30,6 +31,8 @@ class Policy(Frozen):
     `finest_bins`: score histograms no finer than this may leave (a run in one process lifts it).
     `merge_scores`: whether cells of score histograms with fewer than `minimum_patients` leave together (a run in one process lifts it too).
     `local_metrics`: whether the scores of a model on this hospital's validation rows may leave.
+    `parameters_per_patient`: of a regression (linear, logistic, multinomial); `most_levels`, `levels_per_patient`, `longest_level`: of a
+    category in the dictionary, the last in letters. 0: any. DataSHIELD's defaults are 0.33, 40, 0.33 and 80.
     `families`, `algorithms`: the models and presets (or local rules) that it trains; none named: all.
     `columns`: those of its table that a study may name; none named: all.
     `studies`: the protocols that it takes part in, by the first 12 digits or more of their digest; none named: all.
@@ -44,6 +47,10 @@ class Policy(Frozen):
     finest_bins: int = Field(default=50, ge=2)
     merge_scores: bool = True
     local_metrics: bool = True
+    parameters_per_patient: float = Field(default=0.0, ge=0, le=1)
+    most_levels: int = Field(default=0, ge=0)
+    levels_per_patient: float = Field(default=0.0, ge=0, le=1)
+    longest_level: int = Field(default=0, ge=0)
     families: tuple[str, ...] = ()
     algorithms: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -176,8 +183,39 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
     train = int(np.count_nonzero(~data.valid)) if isinstance(data, Cohort) else len(data.y)
     if train < policy.minimum_patients:
         return below(policy)
+    if refusal := crowded(plan, policy, train):
+        return refusal
     if plan.bins > policy.finest_bins and request.ask not in OF_TABLE:
         return f"score histograms of {plan.bins} bins are finer than the {policy.finest_bins} that the site allows"
+    return ""
+
+
+def crowded(plan: Plan, policy: Policy, patients: int) -> str:
+    """Why a model or a dictionary has too much in it for so many training patients; empty if it has not.
+
+    A model with nearly as many parameters as patients, or a category with nearly as many levels, tells of each patient. These are the
+    limits that DataSHIELD enforces (`nfilter.glm`, `nfilter.levels.max`, `nfilter.levels.density`, `nfilter.string`).
+    """
+    family = plan.study.model.kind
+    if policy.parameters_per_patient and family in ("linear", "logistic", "multinomial"):
+        most = policy.parameters_per_patient * patients
+        if plan.family.layout.size > most:
+            return (
+                f"its {family} regression has {plan.family.layout.size} parameters: the site allows {policy.parameters_per_patient:g}"
+                " for each training patient, and has too few"
+            )
+    for feature in plan.study.features:
+        levels = feature.categories if isinstance(feature, Category) else ()
+        if policy.most_levels and len(levels) > policy.most_levels:
+            return f"'{feature.name}' has {len(levels)} levels: the site allows {policy.most_levels}"
+        if policy.levels_per_patient and len(levels) > policy.levels_per_patient * patients:
+            return (
+                f"'{feature.name}' has {len(levels)} levels: the site allows {policy.levels_per_patient:g} for each training patient,"
+                " and has too few"
+            )
+        longest = max((len(str(level)) for level in levels), default=0)
+        if policy.longest_level and longest > policy.longest_level:
+            return f"a level of '{feature.name}' has {longest} letters: the site allows {policy.longest_level}"
     return ""
 
 

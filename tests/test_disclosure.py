@@ -1,12 +1,18 @@
 """Small counts stay at the site: a test for each guarantee of `withhold`."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fedrounds.core.answer import Policy, crowded, handle
 from fedrounds.core.evaluate import auc
+from fedrounds.core.plan import build
+from fedrounds.core.preprocess import Rows
 from fedrounds.core.privacy.disclosure import merge_scores, withhold
+from fedrounds.core.round import open_round
+from fedrounds.core.study import Study
 
 
 def test_a_feature_that_few_patients_have_leaves_as_if_none_had():
@@ -75,3 +81,64 @@ def test_a_merged_score_histogram_has_no_small_cell_and_keeps_what_is_judged_by_
 def test_a_histogram_without_small_cells_leaves_as_it_is(fine):
     whole = np.where(fine < 10, 0.0, fine)
     assert (merge_scores(whole, 10) == whole).all()
+
+
+NUMBERS = [{"type": "number", "name": f"x{j}", "range": [-1, 1]} for j in range(3)]
+SITE = {
+    "type": "category",
+    "name": "ward",
+    "categories": ["a", "b", "c", "x" * 30],
+}  # five columns: one a level, one for others
+
+
+def plan(model="logistic"):
+    return build(
+        Study.model_validate(
+            {
+                "name": "crowd",
+                "target": {"kind": "binary", "column": "y", "positive_above": 0.5},
+                "features": [*NUMBERS, SITE],
+                "model": {"kind": model},
+                "algorithm": "fedavg",
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "patients", "said"),
+    [
+        (
+            {"parameters_per_patient": 0.33},
+            27,
+            "its logistic regression has 9 parameters: the site allows 0.33 for each",
+        ),
+        ({"parameters_per_patient": 0.33}, 28, ""),
+        ({"most_levels": 3}, 1000, "'ward' has 4 levels: the site allows 3"),
+        ({"most_levels": 4}, 1000, ""),
+        ({"levels_per_patient": 0.33}, 12, "'ward' has 4 levels: the site allows 0.33 for each training patient"),
+        ({"levels_per_patient": 0.33}, 13, ""),
+        ({"longest_level": 29}, 1000, "a level of 'ward' has 30 letters: the site allows 29"),
+        ({"longest_level": 30}, 1000, ""),
+        ({}, 10, ""),
+    ],
+)
+def test_what_has_too_much_in_it_for_so_few_patients_is_refused_by_name(limit, patients, said):
+    found = crowded(plan(), Policy(**limit), patients)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
+def test_the_limit_of_a_regression_is_none_of_a_neural_network():
+    assert crowded(plan("mlp"), Policy(parameters_per_patient=0.33), 12) == ""
+
+
+def test_a_site_sends_a_refusal_and_no_sums():
+    made = plan()
+    X, y = np.ones((20, 9)), np.tile([0.0, 1.0], 10)
+    state = made.start(made.no_statistics())
+    request = open_round(state, made, "train", ["east"]).request
+    policy = Policy(parameters_per_patient=0.33, finest_bins=1000)
+    _, reply = handle(request, {}, Rows(X, y, X, y), made, policy, "east", np.random.default_rng(0))
+    assert reply.refusal.startswith("its logistic regression has 9 parameters")
+    assert not reply.arrays
