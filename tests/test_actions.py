@@ -182,8 +182,8 @@ def admitted(run) -> None:
 def visited(run, ask: str) -> None:
     asking = run.open(ask)
     while isinstance(asking, Asking):
-        request = request_bytes(asking)
-        asking = run.aggregate(asking, [run.wards[site].answer(request) for site in asking.sites])
+        requests = request_bytes(asking)
+        asking = run.aggregate(asking, [run.wards[site].answer(requests[site]) for site in asking.sites])
 
 
 def test_a_down_weighted_site_trains_for_less_and_the_record_says_so(study, tmp_path):

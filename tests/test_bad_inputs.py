@@ -158,7 +158,7 @@ CASES = [
     Case("rounds back", nothing, USAGE, ("--more", "above 0", "'-1'"), ("run", "{}", "--more=-1")),
     Case("rounds in words", nothing, USAGE, ("--more", "above 0", "'two'"), ("run", "{}", "--more", "two")),
     Case("unknown option", nothing, USAGE, ("--fast", "fedrounds --help"), ("run", "{}", "--fast")),
-    Case("unknown command", nothing, USAGE, ("'train'", "'init', 'check', 'run'"), ("train", "{}")),
+    Case("unknown command", nothing, USAGE, ("'train'", "'init', 'check', 'plan', 'run'"), ("train", "{}")),
     Case("no folder named", nothing, USAGE, ("DIR", "fedrounds run --help"), ("run",)),
 ]  # fmt: skip
 CHECKS = [case for case in CASES if case.command == ("run", "{}") and case.code in (STUDY, DATA)]

@@ -274,12 +274,12 @@ def test_data_that_changed_are_refused_by_the_worker_that_loads_them_again(clust
         table = new_study / read.sites["north"].source.path
         lines = table.read_text().splitlines(keepends=True)
         table.write_text("".join(lines[:-1]))
-        assert len(crew.group([crew.wards["north"]], Clock()).answer(request)) == 1  # held since the start
+        assert len(crew.group([crew.wards["north"]], Clock()).answer({"north": request})) == 1  # held since the start
         crew._about = far.about("another worker", read.study, read.data)
         with pytest.raises(
             DataContractError, match="expected the data of site 'north' to hold still, found them changed"
         ):
-            crew.group([crew.wards["north"]], Clock()).answer(request)
+            crew.group([crew.wards["north"]], Clock()).answer({"north": request})
 
 
 def test_a_worker_with_other_software_is_refused(cluster, new_study, monkeypatch):

@@ -264,8 +264,8 @@ def carried(folder: Path, die_after=None):
         for ask in asks + (["profile"] if due else []):
             asking = run.open(ask)
             while isinstance(asking, Asking):
-                request = request_bytes(asking)
-                asking = run.aggregate(asking, [run.wards[site].answer(request) for site in asking.sites])
+                requests = request_bytes(asking)
+                asking = run.aggregate(asking, [run.wards[site].answer(requests[site]) for site in asking.sites])
         if die_after:
             die_after()
         return due, [entry.ask for entry in run.ledger.visits()], drift.standing(run)

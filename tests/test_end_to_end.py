@@ -188,8 +188,10 @@ def carried(folder: Path, state: Path):
         for ask in ("statistics", "train", "train", "score"):
             asking = run.open(ask)
             while isinstance(asking, Asking):
-                request = request_bytes(asking)
-                answers = [ward.answer(request) for group in run.groups(asking.sites) for ward in group.wards]
+                requests = request_bytes(asking)
+                answers = [
+                    ward.answer(requests[ward.name]) for group in run.groups(asking.sites) for ward in group.wards
+                ]
                 asking = run.aggregate(asking, answers)
             if ask == "statistics":
                 for ward in run.wards.values():

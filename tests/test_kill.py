@@ -86,10 +86,11 @@ class Patient:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 its_parent = int(stat.read_text().rpartition(")")[2].split()[1])
-                name = stat.with_name("comm").read_text().strip()
+                name = stat.with_name("comm").read_text().strip()  # what a forked helper calls itself
+                words = stat.with_name("cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if its_parent == parent and name == module.rpartition(".")[2]:
+            if its_parent == parent and (name == module.rpartition(".")[2] or module.encode() in words):
                 return int(stat.parent.name)
         return 0
 

@@ -537,8 +537,10 @@ def test_serving_brings_a_server_and_a_worker_and_leaves_nothing_behind(tmp_path
         assert httpx.get(f"{url}/api/health", trust_env=False).status_code == 200
         assert httpx.post(f"{url}/api/deployments/filter", json={}, trust_env=False).status_code == 401
         patient = kills.Patient(folder)
-        until(lambda: patient.helper(serving.pid, "fedrounds.tasks.worker"), within_s=10)
-        serving.send_signal(signal.SIGINT)
+        try:
+            until(lambda: patient.helper(serving.pid, "fedrounds.tasks.worker"), within_s=10)
+        finally:  # else a failure would wait for it for ever
+            serving.send_signal(signal.SIGINT)
         _, said = serving.communicate(timeout=30)
     assert (serving.returncode, said) == (0, "")
     patient.bury()
