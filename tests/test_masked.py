@@ -324,8 +324,13 @@ def test_a_roster_gives_this_hospital_its_own_key_or_is_not_gone_by(apart, tmp_p
         ("operations.toml", "[gate]", "[drift]\n[gate]", "[drift]: no site's own histogram is known"),
         ("operations.toml", 'policy = "exclude"', 'policy = "down-weight"', "`down-weight` under [gate]"),
         ("study.toml", ", range = [50, 300]", "", "masked sums need the range of every number"),
-        ("study.toml", "[privacy]", '[protocol]\ncodec = "float32"\n[privacy]', "masked sums travel as whole words"),
-        ("study.toml", '"masked"', '"masked", bits = 24', "privacy.protect"),
+        (
+            "study.toml",
+            "\n[privacy]\n",
+            '\n[protocol]\ncodec = "float32"\n[privacy]\n',
+            "masked sums travel as whole words",
+        ),
+        ("study.toml", '\nprotect = { kind = "masked"', '\nprotect = { kind = "masked", bits = 24', "privacy.protect"),
     ],
 )
 def test_what_needs_one_sites_numbers_is_refused_before_anything_runs(apart, file, old, new, said):
