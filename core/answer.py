@@ -204,6 +204,8 @@ def crowded(plan: Plan, policy: Policy, patients: int) -> str:
                 f"its {family} regression has {plan.family.layout.size} parameters: the site allows {policy.parameters_per_patient:g}"
                 " for each training patient, and has too few"
             )
+    if not (policy.most_levels or policy.levels_per_patient or policy.longest_level):
+        return ""
     for feature in plan.study.features:
         levels = feature.categories if isinstance(feature, Category) else ()
         if policy.most_levels and len(levels) > policy.most_levels:

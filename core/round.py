@@ -46,9 +46,8 @@ class Asking:
 
     def request_to(self, site: str) -> Request:
         """The request as one site gets it: the same for all, but for what only it can unseal."""
-        if self.masking is None:
-            return self.request
-        return replace(self.request, arrays={**self.request.arrays, **self.masking.private(site)})
+        private = self.masking.private(site) if self.masking else None
+        return replace(self.request, arrays={**self.request.arrays, **private}) if private else self.request
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,10 @@ def sheet_of(plan: Plan, asked: Request) -> Sheet:
 
 
 def _kept(asking: Asking, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]) -> Iterator[Reply]:
-    last = ""
+    """Each reply that keeps to the request and is no refusal; who refused is noted."""
+    shapes, last = expected(asking.request, plan), ""
     for reply in replies:
-        check(reply, asking.request, asking.sites, plan)
+        check(reply, asking.request, asking.sites, shapes)
         if reply.site <= last:
             raise UpdateRejected(f"expected one reply a site, in site order, found '{reply.site}' after '{last}'")
         last = reply.site
@@ -224,17 +224,9 @@ def _accepted(
 
     Raises QuorumError at the end if too few are left.
     """
-    last = ""
-    for reply in replies:
-        check(reply, asking.request, asking.sites, plan)
+    for reply in _kept(asking, plan, replies, refused):
         if said := foreign(reply.arrays, plan.study.protocol.codec):
             raise UpdateRejected(f"{said} from site '{reply.site}': its study file is another one, or its Fedrounds is")
-        if reply.site <= last:
-            raise UpdateRejected(f"expected one reply a site, in site order, found '{reply.site}' after '{last}'")
-        last = reply.site
-        if reply.refusal:
-            refused[reply.site] = reply.refusal
-            continue
         answered.append(reply.site)
         factor = asking.factors.get(reply.site)
         sums = widen(reply.arrays)
@@ -248,7 +240,10 @@ def _accepted(
         )
 
 
-def check(reply: Reply, request: Request, sites: tuple[str, ...], plan: Plan) -> None:
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape and, of words, the type
+
+
+def check(reply: Reply, request: Request, sites: tuple[str, ...], shapes: Shapes) -> None:
     """Raise UpdateRejected unless the reply answers this request, comes from a site that was asked, and has the expected shapes."""
     if reply.site not in sites:
         raise UpdateRejected(
@@ -262,7 +257,6 @@ def check(reply: Reply, request: Request, sites: tuple[str, ...], plan: Plan) ->
             )
     if reply.refusal:
         return
-    shapes = expected(request, plan)
     if reply.arrays.keys() != shapes.keys():
         raise UpdateRejected(
             f"expected arrays {sorted(shapes)} from site '{reply.site}', found {sorted(reply.arrays)[:12]}: it was refused"
@@ -280,8 +274,8 @@ def check(reply: Reply, request: Request, sites: tuple[str, ...], plan: Plan) ->
             )
 
 
-def expected(request: Request, plan: Plan) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    """Name, shape and, of words, the type of every array that an answer holds."""
+def expected(request: Request, plan: Plan) -> Shapes:
+    """What an answer holds."""
     if request.ask in phases.PHASES:
         return phases.expected(request, {})
     if plan.study.masked:

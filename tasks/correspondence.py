@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrounds.core.asking import dump
+from fedrounds.core.masked import Masking
 from fedrounds.core.messages import Finding, Reply, Request, decode
-from fedrounds.core.phases import step_of
+from fedrounds.core.phases import step_of, subject_of
 from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
 from fedrounds.tasks import drift
@@ -26,6 +27,7 @@ FRESH = (
     "fresh data"  # the ledger's note: site -> the visit after which it said that it has other data than were profiled
 )
 LATE = "it came after its question had closed"
+REMEMBERED = 8  # sums of whom it is known who was in them: more than a visit has
 GRACE_S = 2.0  # that the last few have to sign or to open, once as many as are needed have
 AWAY = "no answer before the deadline"
 
@@ -66,6 +68,15 @@ class Correspondence(Run):
         keyring, self._keyring = self._keyring, None
         roster = next(iter(self.wards.values())).roster
         return Roll(roster, 1 + self.ledger.newest_attempt(), keyring, self._before())
+
+    def opening(self, masking: Masking) -> None:
+        """Note of whom a sum will be opened, before anybody is asked to: hospitals never open it of others."""
+        self.ledger.note("opened", {**self._before(), subject_of(masking.outer): masking.alive})
+
+    def _before(self) -> Mapping[str, tuple[str, ...]]:
+        """Of whom the last few sums were opened, or may have been."""
+        known: Mapping[str, Sequence[str]] = self.ledger.noted("opened") or {}
+        return {subject: tuple(known[subject]) for subject in list(known)[-REMEMBERED:]}
 
     def gate(self) -> Asking:
         """With what every run begins: do the data of each hospital pass its gate?"""

@@ -73,7 +73,7 @@ class Desk(Traffic):
     def __init__(self, name: str, mailbox: Exchange, public: bytes, key: bytes, plan: Plan) -> None:
         super().__init__()
         self.name, self.mailbox, self.plan = name, mailbox, plan
-        self.public, self._key = public, key
+        self._public, self._key = public, key
         self.roster: Mapping[str, bytes] = {}  # whose keys count under masks
         self.cohort = self.rows = None  # they are at the hospital, and stay there
         self.fingerprint = self.problem = ""
@@ -109,7 +109,7 @@ class Desk(Traffic):
             signed = self.mailbox.get(name, self._largest(question.request) + ENVELOPE)
             if signed is None:
                 raise UpdateRejected(f"expected an object at {name.folder}, found none: it was dropped")
-            payload = identity.verify(self.public, question.about(self.name, "reply"), signed)
+            payload = identity.verify(self._public, question.about(self.name, "reply"), signed)
             declined = self._checked(payload, question)
         except UpdateRejected as error:
             return Received(name.digest, b"", str(error), 0)
@@ -132,7 +132,7 @@ class Desk(Traffic):
                 received(self.name, found.verdict)
             return found.refusal
         reply = decode(payload, Reply)
-        check(reply, request, (self.name,), self.plan)
+        check(reply, request, (self.name,), expected(request, self.plan))
         if not self.plan.study.masked and (said := foreign(reply.arrays, self.plan.study.protocol.codec)):
             raise UpdateRejected(f"{said} from site '{self.name}': it was refused")
         return reply.refusal

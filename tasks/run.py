@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedrounds.core.champion import judged
 from fedrounds.core.errors import GateHalt, QuorumError, StudyError
 from fedrounds.core.identity import public_key
-from fedrounds.core.masked import Keyring
+from fedrounds.core.masked import Keyring, Masking
 from fedrounds.core.messages import Ask, encode
-from fedrounds.core.phases import subject_of
 from fedrounds.core.plan import build
 from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
@@ -244,10 +243,8 @@ class Run:
         keyring, self._keyring = self._keyring, None
         return Roll(roster, 1 + max(ward.vault.number for ward in self.wards.values()), keyring)
 
-    def _before(self) -> Mapping[str, tuple[str, ...]]:
-        """Of whom sums of this visit and those after it were opened, or may have been: the last few."""
-        known: Mapping[str, Sequence[str]] = self.ledger.noted("opened") or {}
-        return {subject: tuple(known[subject]) for subject in list(known)[-8:]}
+    def opening(self, masking: Masking) -> None:
+        """A masked sum is about to be opened. Sites of this process forget with it whose sums they opened."""
 
     def aggregate(self, asking: Asking, replies: Sequence[bytes]) -> Asking | Closed:
         """Close an exchange; a closed round is in the ledger when this returns."""
@@ -257,11 +254,8 @@ class Run:
             self.failed(error)
             raise
         if isinstance(closed, Asking):
-            if (
-                closed.masking and closed.masking.phase == "open"
-            ):  # in the ledger before anybody is asked to open anything
-                masking = closed.masking
-                self.ledger.note("opened", dict(self._before()) | {subject_of(masking.outer): list(masking.alive)})
+            if closed.masking and closed.masking.phase == "open":
+                self.opening(closed.masking)
             return closed
         self._keyring = closed.keyring
         known = any(decision.round == closed.scored for decision in self.ledger.promotions())
@@ -355,9 +349,8 @@ def ahead(folder: Folder, state: State, wards: Mapping[str, Ward]) -> dict[str, 
 
 def request_bytes(asking: Asking) -> Requests:
     """The request as it travels: the same bytes for every site, but for what masks let one alone unseal."""
-    if asking.masking is None:
-        return dict.fromkeys(asking.sites, encode(asking.request))
-    return {site: encode(asking.request_to(site)) for site in asking.sites}
+    same, requests = encode(asking.request), {site: asking.request_to(site) for site in asking.sites}
+    return {site: same if request is asking.request else encode(request) for site, request in requests.items()}
 
 
 @contextmanager
