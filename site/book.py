@@ -11,15 +11,11 @@ Guarantees:
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedrounds.core.errors import StateError
+from fedrounds.site.database import Database
 
 KEPT = 2  # rounds of which replies and states are kept, besides the newest: nobody asks for older ones again
 TABLES = """
@@ -34,7 +30,6 @@ CREATE TABLE IF NOT EXISTS asked (
     outcome TEXT NOT NULL, reason TEXT NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, seconds REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS asked_name ON asked (name);
-PRAGMA user_version = 1;
 """
 
 
@@ -81,32 +76,14 @@ class Asked(NamedTuple):
     seconds: float
 
 
-class Book:
+class Book(Database):
     """The agent's memory. Any thread may use it, and several processes may read while one writes.
 
     Raises StateError where the file cannot be used.
     """
 
     def __init__(self, file: Path) -> None:
-        self._file, self._lock = file, threading.Lock()
-        with self._one_line():
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._db = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
-            file.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA secure_delete = ON")  # keys for masks that were used are gone from the file too
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
-        if found > 1:
-            raise StateError(
-                f"expected a site's book of version 1 in {file}, found version {found}: install the release that wrote it, or a newer one"
-            )
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._db.close()
+        super().__init__(file, TABLES, "a site's book", "a file")
 
     # --- replies and state --------------------------------------------------------------------------------------------
 
@@ -191,28 +168,3 @@ class Book:
     def _one(self, query: str, *values: Any) -> Any:
         with self._read() as db:
             return db.execute(query, values).fetchone()
-
-    @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._one_line(), self._lock:
-            yield self._db
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._one_line(), self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StateError(
-                f"expected a file that can be read and written at {self._file}, found: {error}: check its rights and the disk's free space"
-            ) from None

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedrounds.core.errors import StateError
 from fedrounds.core.privacy.accounting import Budget, Event, epsilon, fits
+from fedrounds.site.database import Database
 
 TABLES = """
 CREATE TABLE lines (
@@ -36,7 +35,6 @@ CREATE UNIQUE INDEX settled ON lines (about) WHERE kind IN ('spend', 'void');
 CREATE TABLE replies (question TEXT PRIMARY KEY, reply BLOB NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER never_changed BEFORE UPDATE ON lines BEGIN SELECT RAISE(ABORT, 'a line is never changed'); END;
 CREATE TRIGGER never_removed BEFORE DELETE ON lines BEGIN SELECT RAISE(ABORT, 'a line is never removed'); END;
-PRAGMA user_version = 1;
 """
 COUNTED = """
 SELECT study, round, events FROM lines AS one WHERE dataset = ? AND kind = 'reserve'
@@ -44,33 +42,14 @@ AND NOT EXISTS (SELECT 1 FROM lines WHERE about = one.number AND kind = 'void') 
 """
 
 
-class Budgets:
+class Budgets(Database):
     """The ledger. Any thread and several processes may use it.
 
     Raises StateError where the file cannot be used.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self._lock = file, threading.Lock()
-        with self._one_line():
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._db = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
-            file.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # what is committed is on disk
-            with self._write() as db:
-                found = db.execute("PRAGMA user_version").fetchone()[0]
-                if found == 0:
-                    for statement in _statements(TABLES):
-                        db.execute(statement)
-        if found > 1:
-            raise StateError(
-                f"expected a privacy budget of version 1 in {file}, found version {found}: install the release that wrote it, or a newer one"
-            )
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._db.close()
+        super().__init__(file, TABLES, "a privacy budget", "a privacy budget")
 
     def checkpoint(self) -> None:
         """Bring everything into the one file."""
@@ -175,40 +154,6 @@ class Budgets:
         line = (last[0] + 1, time.time(), *values)
         db.execute("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*line, _digest(last[1], line)))
         return line[0]
-
-    @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._one_line(), self._lock:
-            yield self._db
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._one_line(), self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StateError(
-                f"expected a privacy budget that can be read and written at {self.file}, found: {error}: check its rights and the disk"
-            ) from None
-
-
-def _statements(script: str) -> Iterator[str]:
-    part = ""
-    for line in script.splitlines(keepends=True):
-        part += line
-        if sqlite3.complete_statement(part):
-            yield part
-            part = ""
 
 
 def _events(text: str) -> list[Event]:
