@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def start(home: Path, as_json: bool) -> int:
     """Answer questions until it is stopped; a line for each on standard output."""
-    with _hospital(home) as hospital:
+    with hospital_at(home) as hospital:
         from fedrounds.tasks.agent import alone, serve
 
         say = _say_json if as_json else _say
@@ -61,7 +61,7 @@ def _visits(hospital: Hospital, home: Path, say: Callable[[str], None]) -> Itera
 
 def status(home: Path, as_json: bool) -> int:
     """What was asked, what became of it, what left, what waits for a person."""
-    with _hospital(home) as hospital:
+    with hospital_at(home) as hospital:
         from fedrounds.tasks.hospital import summary
 
         found = summary(hospital.book)
@@ -89,7 +89,7 @@ def status(home: Path, as_json: bool) -> int:
 
 def preview(home: Path, as_json: bool) -> int:
     """The bytes of sample replies in readable form: what would leave, and nothing leaves."""
-    with _hospital(home) as hospital:
+    with hospital_at(home) as hospital:
         from fedrounds.tasks.preview import samples
 
         found = [sample.document() for sample in samples(hospital)]
@@ -109,7 +109,7 @@ def preview(home: Path, as_json: bool) -> int:
 
 def approve(home: Path, as_json: bool) -> int:
     """Say yes to what waits for a person."""
-    with _hospital(home) as hospital:
+    with hospital_at(home) as hospital:
         from fedrounds.tasks.consent import approve
 
         approved = approve(hospital.book)
@@ -121,7 +121,8 @@ def approve(home: Path, as_json: bool) -> int:
 
 
 @contextmanager
-def _hospital(home: Path) -> Iterator[Hospital]:
+def hospital_at(home: Path) -> Iterator[Hospital]:
+    """The hospital of a folder, closed at the end. Raises StudyError where the folder is none."""
     from fedrounds.core.errors import StudyError
 
     if not (home / "site.toml").is_file():

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedrounds.cli.agent import hospital_at
+
 
 def publish(home: Path, as_json: bool) -> int:
     """Write the keys of all hospitals that have joined into a file for them, and say how it is compared."""
@@ -26,13 +28,9 @@ def agree(home: Path, file: Path | None, as_json: bool) -> int:
     """Show whose keys count here; with a file, go by that one from now on."""
     from fedrounds.core.roster import spoken
     from fedrounds.tasks.agreed import agree as agreed
-    from fedrounds.tasks.hospital import Hospital
 
-    hospital = Hospital(home)
-    try:
+    with hospital_at(home) as hospital:
         roster = agreed(hospital, file) if file else hospital.roster()
-    finally:
-        hospital.close()
     if as_json:
         print(json.dumps({"site": hospital.name, "digest": spoken(roster) if roster else None, "sites": list(roster)}))
     elif not roster:

@@ -13,7 +13,7 @@ from fedrounds.core.codec import foreign, narrow, widen
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.masked import Self
-from fedrounds.core.messages import OF_TABLE, Reply, Request
+from fedrounds.core.messages import OF_TABLE, Reply, Request, answer_to
 from fedrounds.core.phases import PHASES
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
@@ -80,9 +80,9 @@ def handle(
         The site's new state and its reply. What the policy or the data do not allow gets a refusal, and leaves the state as it was.
     """
     if plan.study.masked:
-        return state, _said(request, site, "its study masks its sums: it sends none that are not")
+        return state, answer_to(request, site, "its study masks its sums: it sends none that are not")
     after, refusal, sums = _answered(request, state, data, plan, policy, rng)
-    return after, _said(request, site, refusal, sums)
+    return after, answer_to(request, site, refusal, sums)
 
 
 def handle_masked(
@@ -108,7 +108,7 @@ def handle_masked(
             raise UpdateRejected(foreign_study(request, plan))
         if request.ask in PHASES:
             after, arrays = masked.answer_phase(request, vault, me)
-            return after, state, _said(request, me.site, "", arrays)
+            return after, state, answer_to(request, me.site, "", arrays)
         assert data is not None
         asked = masked.announced_by(request)
         left, refusal, sums = _answered(
@@ -118,9 +118,9 @@ def handle_masked(
             raise UpdateRejected(refusal)
         weighed = sheets.weighed(plan.study, sums, me.site, sheets.scale(plan.study, asked.arrays))
         after, arrays = masked.protect(request, weighed, sheet_of(plan, asked), vault, me)
-        return after, left, _said(request, me.site, "", arrays)
+        return after, left, answer_to(request, me.site, "", arrays)
     except UpdateRejected as error:
-        return vault, state, _said(request, me.site, str(error))
+        return vault, state, answer_to(request, me.site, str(error))
 
 
 def _answered(
@@ -145,11 +145,6 @@ def _answered(
         else:
             refusal, sums = "its numbers are no longer finite: lower the learning rate or standardise the features", {}
     return state, refusal, sums
-
-
-def _said(request: Request, site: str, refusal: str, sums: Sums | None = None) -> Reply:
-    asked = request.study, request.round, request.exchange, request.ask, request.base
-    return Reply(*asked, site, refusal, sums or {})
 
 
 def below(policy: Policy) -> str:

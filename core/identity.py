@@ -85,8 +85,12 @@ def fingerprint(public: bytes) -> str:
     >>> fingerprint(bytes(32))
     '2b7e 0f16 5d96 03fe 9372 e976 c9cd fa2b'
     """
-    text = sha256(b"fedrounds key\0" + public).hexdigest()[:32]
-    return " ".join(text[start : start + 4] for start in range(0, 32, 4))
+    return spoken(sha256(b"fedrounds key\0" + public).digest())
+
+
+def spoken(digest: bytes) -> str:
+    """The first 128 bits of a digest, in groups of four hex digits."""
+    return digest[:16].hex(" ", 2)
 
 
 def sign(key: bytes, about: About, payload: bytes) -> bytes:

@@ -25,7 +25,7 @@ from fedrounds.core.params import Array
 from fedrounds.core.phases import SIZES, Phase, require, subject_of
 from fedrounds.core.privacy import epoch as epochs
 from fedrounds.core.privacy import secagg, unmask
-from fedrounds.core.privacy.epoch import Bytes, Epoch, Fields, as_bytes
+from fedrounds.core.privacy.epoch import Bytes, Epoch, Fields, as_bytes, as_number, as_word
 from fedrounds.core.privacy.masks import Words
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.privacy.sheet import Sheet
@@ -92,7 +92,7 @@ class Masking:
         members = self.ring.epoch.members
         announced: dict[str, Any] = {
             "mask.epoch": as_bytes(self.ring.epoch.digest),
-            "mask.index": as_bytes(self.ring.next.to_bytes(4, "little")),
+            "mask.index": as_word(self.ring.next, 4),
             "mask.asked": _flags(members, self.sites),
         }
         return replace(self.outer, arrays={**self.outer.arrays, **announced})
@@ -107,7 +107,7 @@ class Masking:
         """What is asked of every site."""
         match self.phase:
             case "keys":
-                arrays: Mapping[str, Any] = {"epoch": _word(self.number), "batch": _word(self.batch)}
+                arrays: Mapping[str, Any] = {"epoch": as_word(self.number), "batch": as_word(self.batch)}
             case "shares":
                 assert self.epoch is not None
                 arrays = self.epoch.fields()
@@ -139,7 +139,7 @@ class Masking:
     def _about(self) -> Mapping[str, Any]:
         return {
             "announced": as_bytes(self.announced),
-            "index": as_bytes(self.ring.next.to_bytes(4, "little")),
+            "index": as_word(self.ring.next, 4),
             "alive": _flags(self.ring.epoch.members, self.alive),
         }
 
@@ -269,7 +269,7 @@ def answer_phase(request: Request, vault: Vault, me: Self) -> tuple[Vault, Mappi
     require(request, fields)
     match request.ask:
         case "keys":
-            number, batch = (int.from_bytes(fields[name].tobytes(), "little") for name in ("epoch", "batch"))
+            number, batch = (as_number(fields[name]) for name in ("epoch", "batch"))
             vault, found = secagg.make_keys(vault, me.key, request.study, me.site, number, batch, me.roster)
         case "shares":
             vault, found = secagg.deal(vault, me.key, me.site, epochs.read_epoch(request.study, fields), me.roster)
@@ -280,7 +280,7 @@ def answer_phase(request: Request, vault: Vault, me: Self) -> tuple[Vault, Mappi
 
 def _survivors(ask: Ask, fields: Fields, vault: Vault, me: Self) -> tuple[Vault, Fields]:
     members = vault.epoch.members if vault.epoch else ()
-    announced, index = fields["announced"].tobytes(), int.from_bytes(fields["index"].tobytes(), "little")
+    announced, index = fields["announced"].tobytes(), as_number(fields["index"])
     alive = _named(members, fields["alive"])
     signatures = _by_member(members, fields["signatures"], 64)
     subject, survivors = vault.subjects.get(index), secagg.digest_of(alive)
@@ -321,7 +321,7 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
         raise UpdateRejected("expected the epoch of keys that is here, found another: it was refused")
     if fields["mask.index"].shape != (SIZES["index"],):
         raise UpdateRejected(f"expected an index of 4 bytes, found {fields['mask.index'].shape}: it was refused")
-    announced, index = sha256(encode(request)).digest(), int.from_bytes(fields["mask.index"].tobytes(), "little")
+    announced, index = sha256(encode(request)).digest(), as_number(fields["mask.index"])
     asked = _named(vault.epoch.members, fields["mask.asked"])
     words = sheet.words(sums, len(me.roster))  # not the epoch's members: a step is the same whoever is away
     vault, found = secagg.protect(vault, me.key, me.site, words, announced, index, asked)
@@ -332,10 +332,6 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
 def _enough(found: int, needed: int, what: str) -> None:
     if found < needed:
         raise QuorumError(f"expected {what} of at least {needed} sites, found those of {found}: nothing was opened")
-
-
-def _word(value: int) -> Bytes:
-    return as_bytes(value.to_bytes(8, "little"))
 
 
 def _flags(members: Sequence[str], chosen: Iterable[str]) -> Bytes:

@@ -68,6 +68,12 @@ class Reply:
     arrays: Mapping[str, Array]
 
 
+def answer_to(request: Request, site: str, refusal: str = "", arrays: Mapping[str, Array] | None = None) -> Reply:
+    """What a site answers to this request: sums, or why it gives none."""
+    asked = request.study, request.round, request.exchange, request.ask, request.base
+    return Reply(*asked, site, refusal, arrays or {})
+
+
 @dataclass(frozen=True)
 class Finding:
     """What a site answers to `gate`: its gate's verdict on its data, or a refusal with its reason (then the verdict is empty).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import Ask, Request
 from fedrounds.core.privacy import epoch as epochs
 from fedrounds.core.privacy import shamir
-from fedrounds.core.privacy.epoch import Fields
+from fedrounds.core.privacy.epoch import Fields, as_number
 
 Phase = Literal["keys", "shares", "masked", "agree", "open"]
 PHASES: frozenset[Ask] = frozenset({"keys", "shares", "agree", "open"})  # what touches no row
@@ -50,15 +50,15 @@ def expected(request: Request, words: Mapping[str, tuple[int, str]]) -> Mapping[
     Args:
         words: of masked sums: name -> length and type.
     """
-    arrays = request.arrays
+    arrays = cast(Fields, request.arrays)
     signature = {"signature": ((64,), "|u1")}
     match request.ask:
         case "keys":
-            keys = ((int.from_bytes(arrays["batch"].tobytes(), "little"), 32), "|u1")
+            keys = ((as_number(arrays["batch"]), 32), "|u1")
             return {"mask_keys": keys, "seal_keys": keys, **signature}
         case "shares":
             n, batch, _ = arrays["mask_keys"].shape
-            holders = epochs.degree(n, int.from_bytes(arrays["roster"].tobytes(), "little")) + 1
+            holders = epochs.degree(n, as_number(arrays["roster"])) + 1
             sealed, marks = (batch, holders, epochs.SEALED), (batch, holders, 2, epochs.MARK)
             return {"sealed": (sealed, "|u1"), "marks": (marks, "|u1"), **signature}
         case "agree":

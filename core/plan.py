@@ -13,7 +13,6 @@ from fedrounds.core import local, server
 from fedrounds.core.algorithm import Algorithm
 from fedrounds.core.averaging import averaging, scoring
 from fedrounds.core.combine import weighted_mean
-from fedrounds.core.errors import StudyError
 from fedrounds.core.evaluate import Task
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family
@@ -90,15 +89,14 @@ def build(study: Study) -> Plan:
     step, bins = _server(study), study.validation.bins
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
     agreed |= {"rows": (1,)} if study.masked else {}
-    score = scoring(family, study.target.kind, classes, bins, agreed)
-    train = averaging(
-        score, family, _penalised(family, study.model.l2), _local(study), weighted_mean(), step, _weight(study)
-    )
+    combine, weight = weighted_mean(), _weight(study)
     algorithms: dict[Ask, Algorithm]
     if dp := study.privacy.dp:
-        noised = private.training(study, dp, family, weighted_mean(), step, _weight(study), agreed)
-        algorithms = {"statistics": private.statistics(study, dp), "train": noised, "score": private.silent(noised)}
+        train = private.training(study, dp, family, combine, step, weight, agreed)
+        algorithms = {"statistics": private.statistics(study, dp), "train": train, "score": private.silent(train)}
     else:
+        score = scoring(family, study.target.kind, classes, bins, agreed)
+        train = averaging(score, family, _penalised(family, study.model.l2), _local(study), combine, step, weight)
         algorithms = {"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)}
     return Plan(
         study=study,
@@ -172,10 +170,6 @@ def _weight(study: Study) -> Callable[[str, float], float]:
     def weight(site: str, rows: float) -> float:
         if study.masked:  # one reply of all together: each site has weighed its part
             return rows
-        if isinstance(study.weights, dict) and site not in study.weights:
-            raise StudyError(
-                f"expected a weight for every site under `weights`, found none for '{site}': add it to study.toml"
-            )
         return share(study, site, rows)
 
     return weight

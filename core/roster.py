@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from fedrounds.core import identity
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import SITE
 from fedrounds.core.privacy.epoch import FEWEST, roster_digest
@@ -42,6 +43,5 @@ def load(text: str) -> dict[str, bytes]:
 
 
 def spoken(roster: Mapping[str, bytes]) -> str:
-    """Its digest as two people compare it over the telephone: 128 bits, in groups of four hex digits."""
-    text = roster_digest(roster).hex()[:32]
-    return " ".join(text[start : start + 4] for start in range(0, 32, 4))
+    """Its digest as two people compare it over the telephone."""
+    return identity.spoken(roster_digest(roster))

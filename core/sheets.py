@@ -11,11 +11,12 @@ add up to rides along, so that whoever was not heard does not count.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 
 from fedrounds.core.algorithm import Sums
-from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.messages import Ask
 from fedrounds.core.params import Array
 from fedrounds.core.preprocess import columns_of
@@ -46,7 +47,7 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
         elif ask == "statistics" and name in ("sum", "square"):
             grids[name] = Grid(_of_features(study) if exchange == 0 else _of_columns(study, name))
         else:
-            grids[name] = Grid(np.full(int(np.prod(shape, dtype=int)), wide))
+            grids[name] = Grid(np.full(prod(shape), wide))
     return Sheet(grids, sizes)
 
 
@@ -70,14 +71,18 @@ def together(sums: Sums, scale: float) -> Sums:
 
 
 def share(study: Study, site: str, rows: float) -> float:
-    """What a site's update counts for."""
+    """What a site's update counts for. Raises StudyError where weights are stated and this site's is not."""
     match study.weights:
         case "patients":
             return rows
         case "uniform":
             return 1.0
-        case stated:
+        case stated if site in stated:
             return stated[site]
+        case _:
+            raise StudyError(
+                f"expected a weight for every site under `weights`, found none for '{site}': add it to study.toml"
+            )
 
 
 def scale(study: Study, statistics: Mapping[str, Array]) -> float:

@@ -24,7 +24,7 @@ from fedrounds.core.algorithm import SiteState
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.identity import About
 from fedrounds.core.masked import Self
-from fedrounds.core.messages import Finding, Reply, Request, decode, encode, pack, unpack
+from fedrounds.core.messages import Finding, Reply, Request, answer_to, decode, encode, pack, unpack
 from fedrounds.core.phases import PHASES
 from fedrounds.core.privacy import vault as vaults
 from fedrounds.core.privacy.secagg import Vault
@@ -247,7 +247,7 @@ class Hospital:
             return *ward.reply(request, memory), {}
         roster, key = self.roster(), f"vault {request.study}"
         if not roster:
-            return memory, _declined(request, self.name, NO_ROSTER), {}
+            return memory, answer_to(request, self.name, NO_ROSTER), {}
         vault = self.book.fact(key)
         before = vaults.load(bytes.fromhex(vault)) if vault else Vault()
         secrets, after, reply = ward.masked(request, before, Self(self.name, self.key, roster), memory)
@@ -314,7 +314,7 @@ class Hospital:
         if request.ask == "gate":
             asked = request.study, request.round, request.exchange, request.ask, request.base
             return Answer(encode(Finding(*asked, self.name, _printable(reason), False, {})), "refused", reason)
-        return Answer(encode(_declined(request, self.name, reason)), "refused", reason)
+        return Answer(encode(answer_to(request, self.name, _printable(reason))), "refused", reason)
 
     def joined(self, digest: str) -> Joined | str:
         """The study of this digest, fetched when it is first asked about; a text says why the site takes no part in it."""
@@ -341,11 +341,6 @@ class Hospital:
     def words(request: Request) -> str:
         """What a request asks, for people."""
         return f"{'fit' if request.ask == 'train' else request.ask} · round {request.round}"
-
-
-def _declined(request: Request, site: str, reason: str) -> Reply:
-    asked = request.study, request.round, request.exchange, request.ask, request.base
-    return Reply(*asked, site, _printable(reason), {})
 
 
 def _printable(reason: str) -> str:

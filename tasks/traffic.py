@@ -14,7 +14,7 @@ class Traffic:
         self._crossed = {}
 
     def crossed(self, step: int, to: int, back: int) -> None:
-        """Note what a step of a visit took (`core.masked.step_of`); the first one begins anew, one that is repeated counts once."""
+        """Note what a step of a visit took (`core.phases.step_of`); the first one begins anew, one that is repeated counts once."""
         self._crossed = {n: ways for n, ways in self._crossed.items() if n < step} | {step: (to, back)}
 
     @property

@@ -12,7 +12,7 @@ from fedrounds.core.answer import Policy, below, handle, handle_masked
 from fedrounds.core.errors import DataContractError, StateError
 from fedrounds.core.identity import new_key
 from fedrounds.core.masked import Self
-from fedrounds.core.messages import OF_TABLE, Reply, Request, decode, encode
+from fedrounds.core.messages import OF_TABLE, Reply, Request, answer_to, decode, encode
 from fedrounds.core.params import Array
 from fedrounds.core.phases import PHASES, step_of
 from fedrounds.core.plan import Plan
@@ -162,7 +162,7 @@ class Ward(Traffic):
             self.name, self.plan.digest, asked.round, question, events(study, asked.ask), *limits
         )
         if isinstance(number, str):
-            return memory, Reply(asked.study, asked.round, asked.exchange, asked.ask, asked.base, self.name, number, {})
+            return memory, answer_to(asked, self.name, number)
         after, reply = self._answered(asked, memory)
         if reply.refusal:
             self.budgets.void(number)

@@ -8,11 +8,9 @@ import sqlite3
 import pytest
 
 
-def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, capfd):
-    from fedrounds.cli.main import main
-
+def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, program):
     study = tmp_path / "private"
-    assert main(["init", str(study)]) == 0
+    assert program("init", study).returncode == 0
     text = (study / "study.toml").read_text()
     for old, new in (('weights = "patients"', 'weights = "uniform"'), (", epochs = 2, batch = 32", "")):
         assert old in text
@@ -24,11 +22,11 @@ def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, capfd
     operations.write_text(
         operations.read_text().replace("rounds = 10 ", "rounds = 2 ").replace('suite = "readmission"', "")
     )
-    assert main(["run", str(study)]) == 0
-    assert main(["report", str(study)]) == 0
-    capfd.readouterr()
-    assert main(["site", "budget", str(study), "--json"]) == 0
-    held = json.loads(capfd.readouterr().out)
+    assert program("run", study).returncode == 0
+    assert program("report", study).returncode == 0
+    told = program("site", "budget", study, "--json")
+    assert told.returncode == 0
+    held = json.loads(told.stdout)
     assert {(row["dataset"], row["releases"]) for row in held["spent"]} == {
         (site, 3) for site in ("east", "north", "south", "west")
     }

@@ -112,8 +112,8 @@ class Epoch:
     def fields(self) -> Fields:
         """The epoch as the arrays of a message."""
         return {
-            "epoch": _number(self.number),
-            "roster": _number(self.roster),
+            "epoch": as_word(self.number),
+            "roster": as_word(self.roster),
             "members": as_bytes("\n".join(self.members).encode()),
             "identities": self.identities,
             "mask_keys": self.mask_keys,
@@ -203,7 +203,7 @@ def _signed(
     if not owner or not identity.sealed(owner, words, signature.tobytes()):
         raise UpdateRejected(f"expected keys signed by '{site}', found others: the epoch was refused")
     for key in (*mask_keys, *seal_keys):
-        value = int.from_bytes(key.tobytes(), "little")
+        value = as_number(key)
         if value >= PRIME or value in WEAK:
             raise UpdateRejected(f"expected keys that belong to somebody, found a weak one of '{site}': suspend it")
 
@@ -226,14 +226,20 @@ def as_bytes(data: bytes) -> Bytes:
     return np.frombuffer(data, np.uint8)
 
 
-def _number(value: int) -> Bytes:
-    return as_bytes(value.to_bytes(8, "little"))
+def as_word(value: int, size: int = 8) -> Bytes:
+    """A number as so many bytes of a message."""
+    return as_bytes(value.to_bytes(size, "little"))
+
+
+def as_number(array: Bytes) -> int:
+    """The number in bytes of a message, of whatever size."""
+    return int.from_bytes(array.tobytes(), "little")
 
 
 def _read_number(array: Bytes) -> int:
     if array.shape != (8,):
         raise UpdateRejected(f"expected a number of 8 bytes, found {array.shape}: it was refused")
-    return int.from_bytes(array.tobytes(), "little")
+    return as_number(array)
 
 
 def _text(array: Bytes) -> str:

@@ -16,11 +16,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from numpy.typing import NDArray
 
 from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.privacy.grid import Unsigned
 
-Unsigned = NDArray[np.unsignedinteger]
 Words = Mapping[str, Unsigned]  # arrays of <u2, <u4 or <u8, in one order at every site
 Sign = Literal[1, -1]
 

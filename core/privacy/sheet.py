@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Sheet:
 
     def layout(self) -> Mapping[str, tuple[int, str]]:
         """Length and type of each array of words."""
-        sizes = {name: int(np.prod(self.shapes[name], dtype=int)) for name in self.grids}
+        sizes = {name: prod(self.shapes[name]) for name in self.grids}
         rest = sum(size for name, size in sizes.items() if name != "delta")
         found = {"words.delta": (sizes["delta"], f"<u{self.grids['delta'].bits // 8}")} if "delta" in sizes else {}
         return {**found, "words.sums": (rest + 1, "<u8")}
@@ -56,7 +57,7 @@ class Sheet:
         found: dict[str, Array] = {}
         start = 0
         for name, grid in self.grids.items():
-            size = int(np.prod(self.shapes[name], dtype=int))
+            size = prod(self.shapes[name])
             if name == "delta":
                 part = words["words.delta"]
             else:
