@@ -23,7 +23,12 @@ APART = {
     "process": "All hospitals ran in one process on one machine: a simulation, or hospitals whose data one team may read.",
     "dask": "The hospitals' rows were at the workers of one cluster: a simulation, or hospitals whose data one team may read.",
     "mail": "The hospitals were apart, each with its own agent. Small cells of score histograms were merged: areas under the curve are coarser.",
+    "masked mail": "The hospitals were apart, each with its own agent.",
 }
+MASKED = (
+    "There is no differential privacy. Sums were masked: whoever runs the study sees sums over the hospitals that were heard, nothing of one"
+    " of them. The masks await outside review."
+)
 PRIVATE = (
     "There is no secure aggregation: whoever runs the study sees each hospital's noised updates. The noise's sampler and the accounting of"
     " sampled batches await outside review."
@@ -278,18 +283,23 @@ def privacy(of: Evidence) -> Markup:
             "strong",
             "There is no differential privacy in this study: no ε bounds what its model or its messages tell about a patient.",
         ),
-        f" What left a hospital was sums, counts and model updates; counts of 1 to {SMALLEST - 1} patients were withheld before they left.",
+        " What left a hospital was masked: whoever runs the study knows sums over the hospitals that were heard, and nothing of one of them."
+        if of.study.masked
+        else f" What left a hospital was sums, counts and model updates; counts of 1 to {SMALLEST - 1} patients were withheld before they left.",
     )
 
 
 def limits_of(study: Study) -> tuple[str, ...]:
     """What a report of a study does not show."""
-    return (PRIVATE, *LIMITS[1:]) if study.privacy.dp else LIMITS
+    if study.privacy.dp or study.masked:
+        return (PRIVATE if study.privacy.dp else MASKED, *LIMITS[1:])
+    return LIMITS
 
 
 def apart(record: Mapping[str, Any]) -> str:
     """How far from each other the hospitals of a visit were."""
-    return APART[record.get("carrier", "process")]
+    carrier = record.get("carrier", "process")
+    return APART["masked mail" if carrier == "mail" and record.get("masked") else carrier]
 
 
 def limits(of: Evidence) -> Markup:

@@ -372,7 +372,11 @@ def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, prog
     assert {site for site, _ in named} == set(FOUR)
     assert {key for _, key in named} == {"took_part", "traffic_bytes_out", "traffic_bytes_in"}
     [report] = Path(folder).rglob("report.html")
-    assert "This study masks its sums" in report.read_text()
+    page = report.read_text()
+    assert "This study masks its sums" in page
+    assert "Sums were masked: whoever runs the study sees sums over the hospitals that were heard" in page
+    assert "What left a hospital was masked" in page
+    assert "no secure aggregation" not in page
 
 
 def test_a_privacy_officer_sees_the_random_words_that_would_leave_and_nothing_changes(apart):
