@@ -191,7 +191,7 @@ def main() -> None:
     page = [
         "# What masked sums cost",
         "",
-        f"`python benchmarks/privacy_masks.py`: {asked.runs} pairs, alternating, medians; two cores that others used as well.",
+        f"`python benchmarks/privacy_masks.py`: {asked.runs} pairs, alternating, medians; two cores.",
         "",
         f"Ten sites, {size:,} numbers, one exchange, keys and shares, signatures and digests included. Seconds of all sites and the server",
         "together. Flower 1.42.0 is its `SecAggPlusWorkflow` with `secaggplus_mod`, every site a neighbour of every other, the same threshold.",
