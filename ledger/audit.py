@@ -107,10 +107,12 @@ class Audited(ABC):
     _key: bytes | None
     _signer: Signer | None
 
-    def log(self) -> tuple[list[bytes], str]:
-        """The log's lines and its signed head; nothing and an empty text before anything was written to it."""
+    def log(self, first: int = 0, end: int | None = None) -> tuple[list[bytes], str]:
+        """The log's lines, or some of them, and its signed head; nothing and an empty text before anything was written to it."""
+        leaf = schema.log.c.leaf
+        some = leaf >= first if end is None else (leaf >= first) & (leaf < end)
         with self._database.read() as connection:
-            lines = connection.scalars(select(schema.log.c.line).order_by(schema.log.c.leaf))
+            lines = connection.scalars(select(schema.log.c.line).where(some).order_by(leaf))
             note = connection.scalar(last(schema.heads.c.size, schema.heads.c.note))
             return [bytes(line) for line in lines], note or ""
 

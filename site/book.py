@@ -5,7 +5,8 @@ Guarantees:
       same bytes again, or trains again from the same state by the same seed;
     * at most one reply a question about the same data: whoever asks again gets the same bytes;
     * state takes effect when a later round begins, which proves that its own has closed: a round that failed leaves none behind;
-    * what was asked and what became of it is never changed or removed.
+    * what was asked and what became of it is never changed or removed, and `unbroken` finds where somebody else did: each line is hashed
+      with all before it. That the newest lines are gone, hashes and all, it cannot tell: keep `head` elsewhere.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedrounds.core.errors import StateError
+from fedrounds.core.errors import LogBroken, StateError
+from fedrounds.core.privacy.log import canonical
 
 KEPT = 2  # rounds of which replies and states are kept, besides the newest: nobody asks for older ones again
 TABLES = """
@@ -34,8 +37,12 @@ CREATE TABLE IF NOT EXISTS asked (
     outcome TEXT NOT NULL, reason TEXT NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, seconds REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS asked_name ON asked (name);
-PRAGMA user_version = 1;
 """
+CHAIN = """
+CREATE TABLE IF NOT EXISTS chain (number INTEGER PRIMARY KEY, hash BLOB NOT NULL);
+PRAGMA user_version = 2;
+"""
+VERSION = 2  # 2: the lines of `asked` are chained
 
 
 LEARN = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
@@ -97,12 +104,22 @@ class Book:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA secure_delete = ON")  # keys for masks that were used are gone from the file too
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
-        if found > 1:
+        if found > VERSION:
             raise StateError(
-                f"expected a site's book of version 1 in {file}, found version {found}: install the release that wrote it, or a newer one"
+                f"expected a site's book of version 1 to {VERSION} in {file}, found version {found}: install that release or a newer one"
             )
+        if found < VERSION:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the tables; lines of version 1 are chained as they are found."""
+        with self._write() as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] == VERSION:  # another process was quicker
+                return
+            for statement in f"{TABLES}{CHAIN}".split(";"):
+                db.execute(statement)
+            for (number,) in db.execute("SELECT number FROM asked ORDER BY number").fetchall():
+                _chain(db, number)
 
     def close(self) -> None:
         """Give the file back."""
@@ -149,7 +166,8 @@ class Book:
         same = "SELECT 1 FROM asked WHERE name = ? AND outcome = ?"
         with self._write() as db:
             if not db.execute(same, (asked.name, asked.outcome)).fetchone():
-                db.execute("INSERT INTO asked VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", asked)
+                done = db.execute("INSERT INTO asked VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", asked)
+                _chain(db, done.lastrowid or 0)
 
     def dealt_with(self, name: str) -> bool:
         """Whether a request has had its answer, or will never have one."""
@@ -160,6 +178,28 @@ class Book:
         with self._read() as db:
             rows = db.execute("SELECT * FROM asked ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
         return [Asked(*row[1:]) for row in rows]
+
+    def head(self) -> tuple[int, str]:
+        """How many requests are written down, and the hash over all of them, hex; empty before the first."""
+        lines, newest = self._one("SELECT count(*), max(number) FROM chain")
+        return lines, self._one("SELECT hash FROM chain WHERE number = ?", newest)[0].hex() if lines else ""
+
+    def unbroken(self) -> None:
+        """Raise LogBroken at the first request that is not as it was written down."""
+        with self._read() as db:
+            rows = db.execute("SELECT * FROM asked ORDER BY number").fetchall()
+            hashes = dict(db.execute("SELECT number, hash FROM chain"))
+        before = b""
+        for row in rows:
+            before = _hashed(before, row)
+            if hashes.pop(row[0], b"") != before:
+                raise LogBroken(
+                    f"expected request {row[0]} in {self._file} as it was written down, found another: it, or one before it, was changed"
+                )
+        if hashes:
+            raise LogBroken(
+                f"expected request {min(hashes)} in {self._file} as it was written down, found none: it was removed"
+            )
 
     def trained(self, since: float) -> int:
         """How many rounds were trained since a moment (Unix seconds): also those of which a killed agent only sent what it had stored."""
@@ -180,6 +220,12 @@ class Book:
         """A small JSON value, None if there is none."""
         found = self._one("SELECT value FROM facts WHERE key = ?", key)
         return json.loads(found[0]) if found else None
+
+    def like(self, start: str) -> dict[str, Any]:
+        """The facts whose keys start so, by what follows."""
+        with self._read() as db:
+            rows = db.execute("SELECT key, value FROM facts ORDER BY key").fetchall()
+        return {key.removeprefix(start): json.loads(value) for key, value in rows if key.startswith(start)}
 
     def learn(self, key: str, value: Any) -> None:
         """Keep a small JSON value in place of the last one."""
@@ -216,3 +262,13 @@ class Book:
             raise StateError(
                 f"expected a file that can be read and written at {self._file}, found: {error}: check its rights and the disk's free space"
             ) from None
+
+
+def _chain(db: sqlite3.Connection, number: int) -> None:
+    row = db.execute("SELECT * FROM asked WHERE number = ?", (number,)).fetchone()
+    last = db.execute("SELECT hash FROM chain ORDER BY number DESC LIMIT 1").fetchone()
+    db.execute("INSERT INTO chain VALUES (?, ?)", (number, _hashed(last[0] if last else b"", row)))
+
+
+def _hashed(before: bytes, row: tuple[Any, ...]) -> bytes:
+    return sha256(before + canonical(list(row))).digest()

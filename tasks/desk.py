@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from fedrounds.core import identity
@@ -31,6 +31,7 @@ class Question:
     attempt: int
     asking: Asking
     deadline: float  # Unix seconds, by the coordinator's clock
+    shown: Mapping[str, bytes] = field(default_factory=dict[str, bytes])  # what each site is shown of the audit log
 
     @property
     def request(self) -> Request:
@@ -89,6 +90,8 @@ class Desk(Traffic):
             self._key, question.about(self.name, "request"), encode(question.asking.request_to(self.name))
         )
         self.sent = len(signed)
+        if shown := question.shown.get(self.name):  # before the question: who finds that looks for this
+            self.mailbox.put(Name.of(shown, *question.folder("checkpoint")), shown)
         self.mailbox.put(Name.of(signed, *question.folder("request")), signed)
 
     def received(self, question: Question, known: set[str]) -> list[Received]:
