@@ -79,7 +79,7 @@ def log_tags(ledger: Ledger, visit: int) -> dict[str, str]:
 
 
 def export(ledger: Ledger, folder: Path, script: Path) -> list[str]:
-    """Write the log, its head, its public key and the verifier, `script`, into a folder; returns the files' names.
+    """Write the log, its head, its public key, the verifier, `script`, and the last head that each witness cosigned; returns the files' names.
 
     Raises:
         StateError: there is no log yet, or the folder cannot be written.
@@ -87,13 +87,13 @@ def export(ledger: Ledger, folder: Path, script: Path) -> list[str]:
     lines, note = ledger.log()
     if not lines:
         raise NONE
-    key, size = key_of(lines), read_note(note)[0].size
-    cosigned = [line for _, line in ledger.witnesses(size).values()]
+    key, heads = key_of(lines), dict(ledger.log_heads())
     files = {
         LINES: audit.lines_of(lines),
-        CHECKPOINT: (note + "".join(f"{line}\n" for line in cosigned)).encode(),
+        CHECKPOINT: note.encode(),
         PUBLIC: pem_of(key).encode(),
         SCRIPT: script.read_bytes(),
+        **{f"witness-{name}": f"{heads[size]}{line}\n".encode() for name, (size, line) in ledger.witnesses().items()},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,9 @@ def verify(ledger: Ledger, public: bytes | None = None, seen: Sequence[Checkpoin
         raise NONE
     try:
         key = public or key_of(lines)
-        found = examine(lines, note, key, seen)
+        heads = dict(ledger.log_heads())
+        witnessed = [read_note(heads[size])[0] for size, _ in ledger.witnesses().values()]
+        found = examine(lines, note, key, [*seen, *witnessed])
         return Verified(found, _held_against(ledger, found), key)
     except LogBroken:
         if ledger.checkpoint() == note:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrounds.cli import verify_log
 from fedrounds.core import identity
 from fedrounds.core.errors import LogBroken
 from fedrounds.core.privacy import log as logs
@@ -22,7 +23,7 @@ from fedrounds.core.privacy.merkle import Tree, leaf_hash
 from fedrounds.core.privacy.note import Checkpoint
 from fedrounds.exchange.name import folder
 from fedrounds.site.book import Asked, Book
-from fedrounds.tasks.audit import verify
+from fedrounds.tasks.audit import export, verify
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 PUBLIC = identity.public_key(KEY)
@@ -110,7 +111,7 @@ def told(study, outcome):
     return [it for it in study.hospital(SITE).book.asked(1000) if it.outcome == outcome]
 
 
-def test_every_question_is_in_the_log_and_every_hospital_cosigns_what_it_has_seen(study):
+def test_every_question_is_in_the_log_and_every_hospital_cosigns_what_it_has_seen(study, tmp_path):
     with study.run() as run:
         study.drive(run)
         public = identity.public_key(study.key)
@@ -127,6 +128,8 @@ def test_every_question_is_in_the_log_and_every_hospital_cosigns_what_it_has_see
             assert notes.cosigned(line, site, identity.public_key(study.keys[site]), head) is not None
             assert notes.read_note(kept(study, site)["note"])[0] == head
         assert run.ledger.witnesses().keys() == study.keys.keys()
+        export(run.ledger, tmp_path, Path(verify_log.__file__))
+        assert verify_log.verify(tmp_path, tmp_path / f"witness-{SITE}").startswith("fedrounds/")
         assert verify(run.ledger, public, [notes.read_note(kept(study)["note"])[0]]).visits == run.visit
 
 
