@@ -72,6 +72,13 @@ def status(home: Path, as_json: bool) -> int:
     print(
         f"{hospital.name}: requests: {outcomes}; {found['bytes_in']:,} bytes came in, {found['bytes_out']:,} bytes left"
     )
+    print(
+        f"  all {found['log']['requests']} are as they were written down; keep this elsewhere: {found['log']['head'][:32]}"
+    )
+    for study, kept in found["witnessed"].items():
+        origin, size, root = kept["note"].split("\n")[:3]
+        anew = f", begun anew {len(kept['before'])} times" if kept["before"] else ""
+        print(f"  the coordinator's log of study {study[:12]}: {size} leaves witnessed, root {root}, {origin}{anew}")
     if found["waits"]:
         study, number, kind = found["waits"]
         print(

@@ -22,6 +22,9 @@ class UsageError(FedroundsError):
     exit_code = 2
 
 
+VERIFY = "is the audit log as it was signed, and is the ledger what the log says?"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. An error that a person can act on is one line, anything else is a bug."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -125,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
             return status(arguments.dir, arguments.state, arguments.json)
         case "promote" | "rollback":
             return _act(arguments)
-        case "plan" | "report" | "repair":
+        case "plan" | "report" | "repair" | "verify":
             return _told(arguments)
         case _:
             from fedrounds.cli.ui import ui
@@ -138,6 +141,11 @@ def _told(arguments: argparse.Namespace) -> int:
         from fedrounds.cli.plan import plan
 
         return plan(arguments.dir, arguments.state, arguments.json)
+    if arguments.command == "verify":
+        from fedrounds.cli.verify import verify
+
+        files = arguments.log, arguments.seen, arguments.export
+        return verify(arguments.dir, arguments.state, *files, arguments.json)
     if arguments.command == "report":
         from fedrounds.cli.report import report
 
@@ -244,6 +252,15 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", "write the study as one page, to read and to print: report.html")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the study's ledger")
     repair = command("repair", "write again, from the ledger, what MLflow's store has lost")
+    verify = commands.add_parser("verify", help=VERIFY, description=VERIFY)
+    verify.add_argument("dir", type=Path, nargs="?", metavar="DIR", help="the study's folder")
+    verify.add_argument("--json", action="store_true", help="print one JSON document on standard output")
+    for flag, value, says in (
+        ("log", "FILE", "an exported log alone, instead of DIR; checkpoint and public.pem lie beside it"),
+        ("seen", "FILE", "a checkpoint that you kept from earlier: the log must have grown out of it"),
+        ("export", "FOLDER", "write log, checkpoint, public key and a verifier that needs nothing of Fedrounds"),
+    ):
+        verify.add_argument(f"--{flag}", type=Path, metavar=value, help=says)
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
     ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
     ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
@@ -284,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, plan, budget, run, deploy, docs, status, promote, rollback, report, repair, ui):
+    for made in (check, plan, budget, run, deploy, docs, status, promote, rollback, report, repair, verify, ui):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )

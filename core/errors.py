@@ -9,7 +9,8 @@
     ├── StateError          15  the state folder cannot be used, another runner holds the study, or it does not stand as asked
     │   └── StudyBusy           another runner holds the study
     ├── ServiceError        16  Prefect, MLflow or a helper process did not do its part
-    └── DriftHold           17  drift beyond the study's limit holds the study
+    ├── DriftHold           17  drift beyond the study's limit holds the study
+    └── LogBroken           18  the audit log, or what it is about, is not as it was signed
 
 Each message is one line: what was expected, what was found, where, what to do. Never a patient value: names and counts only.
 Anything else that escapes is a bug and shows a traceback.
@@ -75,3 +76,9 @@ class DriftHold(FedroundsError):
     """Drift beyond the study's limit holds the study."""
 
     exit_code = 17
+
+
+class LogBroken(FedroundsError):
+    """The audit log, or what it is about, is not as it was signed."""
+
+    exit_code = 18

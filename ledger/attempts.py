@@ -11,6 +11,7 @@ Whoever is killed finds the open attempt and asks the very same bytes again. Eac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from fedrounds.core import asking as askings
 from fedrounds.core.errors import StateError
-from fedrounds.ledger import schema
+from fedrounds.ledger import audit, schema
 from fedrounds.ledger.queries import newest
 from fedrounds.ledger.rows import Attempt, Receipt
 
@@ -38,12 +39,19 @@ class Attempts(ABC):
     def _hold(self, connection: Connection) -> None:
         """Refuse a runner that lost its lease; start that of any other afresh."""
 
-    def open_attempt(self, after: int, asking: bytes, deadline: float) -> Attempt:
+    @abstractmethod
+    def _record(self, connection: Connection, *leaves: audit.Leaf) -> None:
+        """Add to the audit log."""
+
+    def open_attempt(
+        self, after: int, asking: bytes, deadline: float, requests: Mapping[str, str] | None = None
+    ) -> Attempt:
         """Begin the visit after `after`: write down what is asked, before anybody is.
 
         Args:
             asking: as `core.asking.dump` gives it.
             deadline: until when replies are waited for.
+            requests: site -> SHA-256, hex, of the request that it will get, for the audit log.
 
         Returns:
             The attempt, under a new number; the open one if it asks the same.
@@ -84,6 +92,7 @@ class Attempts(ABC):
                 asking,
             )
             connection.execute(insert(schema.attempts).values(_row(made)))
+            self._record(connection, audit.of_question(made, request, requests or {}))
         return made
 
     def attempt(self) -> Attempt | None:
@@ -102,7 +111,9 @@ class Attempts(ABC):
             rows = connection.execute(select(schema.attempts).order_by(schema.attempts.c.attempt))
             return [_attempt(row) for row in rows]
 
-    def advance_attempt(self, number: int, asking: bytes, deadline: float) -> Attempt:
+    def advance_attempt(
+        self, number: int, asking: bytes, deadline: float, requests: Mapping[str, str] | None = None
+    ) -> Attempt:
         """Go on to a later exchange of the same round, under the same number.
 
         Returns:
@@ -134,6 +145,7 @@ class Attempts(ABC):
             connection.execute(update(schema.attempts).where(schema.attempts.c.attempt == number).values(changed))
             again = _open(connection)
             assert again
+            self._record(connection, audit.of_question(again, now, requests or {}))
         return again
 
     def drop_attempt(self) -> None:
@@ -144,6 +156,8 @@ class Attempts(ABC):
         """
         with self._database.write() as connection:
             self._hold(connection)
+            if number := number_open(connection):
+                self._record(connection, audit.of_drop(number))
             close(connection, "dropped", self._database.now(connection))
 
     def note_reply(self, receipt: Receipt) -> None:
@@ -185,6 +199,11 @@ def close(connection: Connection, outcome: Literal["committed", "failed", "dropp
     """Close the open attempt, if there is one, in the transaction that says what became of it."""
     is_open = schema.attempts.c.closed.is_(None)
     connection.execute(update(schema.attempts).where(is_open).values(closed=now, outcome=outcome, asking=b""))
+
+
+def number_open(connection: Connection) -> int:
+    """The number of the open attempt, 0 if there is none."""
+    return connection.scalar(select(schema.attempts.c.attempt).where(schema.attempts.c.closed.is_(None))) or 0
 
 
 def _open(connection: Connection) -> Attempt | None:

@@ -9,6 +9,7 @@
 Guarantees:
     * a visit is wholly in the ledger or not at all: one transaction, whenever the process is killed or the power fails;
     * a visit is committed once: `commit` names the head that it continues from, and of two committers the second is refused;
+    * what was done is in the audit log too, in the same transaction, once a key signs it (`audit`);
     * one runner at a time: a lease, free again the moment its process is dead;
     * any number of processes and threads may read while one writes; writers wait for each other;
     * a server that went away is a ServiceError: nothing is lost, and the same call may be made again when it is back. Only `act` is for a
@@ -24,40 +25,43 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sqlalchemy import Connection, delete, func, insert, select, true
+from sqlalchemy import Connection, func, insert, select, true
 
 from fedrounds.core import state as states
 from fedrounds.core.errors import ServiceError, StateError
 from fedrounds.core.operations import Operations
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
-from fedrounds.ledger import attempts, lease, schema, sqlite
+from fedrounds.ledger import attempts, audit, lease, schema, sqlite
 from fedrounds.ledger.attempts import Attempts
+from fedrounds.ledger.audit import Audited
 from fedrounds.ledger.database import Database, put
+from fedrounds.ledger.projected import Projected
 from fedrounds.ledger.queries import ENTRY, is_last, last, lineage_of, newest
 from fedrounds.ledger.rows import Act, Decision, Entry, Failure, Head, Lineage, Verdict, Visit
 from fedrounds.ledger.standing import Standing, standing
 
-ACTS_HELD = "acts in MLflow"  # the note of the last act that MLflow holds
 
-
-class Ledger(Attempts):
+class Ledger(Audited, Attempts, Projected):
     """A study's ledger. Times are Unix seconds.
 
     Every method raises StateError if the database cannot be used, and ServiceError if its server does not answer.
     Threads may share one ledger, processes may not: each opens its own.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, key: bytes | None = None) -> None:
         """Use `open`."""
-        self._database = database
+        self._database, self._key, self._signer = database, key, None
         self._owner = uuid.uuid4().hex
         self._unanswered = ""  # the fingerprint of the visit whose commit the server left without an answer
         self._lease_s = 0.0  # above 0 while this ledger has the lease
 
     @classmethod
-    def open(cls, where: Path | str) -> Self:
+    def open(cls, where: Path | str, key: bytes | None = None) -> Self:
         """The ledger in a file, or at an address `postgresql://…`; it is created if it is absent, and brought up to date if it is older.
+
+        Args:
+            key: the private key that signs the audit log. Where there is none, no log is begun, and one that was begun is not gone on with.
 
         Raises:
             StateError: it cannot be made, is not a ledger, or was written by a newer release; it is left as it was.
@@ -66,8 +70,8 @@ class Ledger(Attempts):
         if isinstance(where, str) and "://" in where:
             from fedrounds.ledger import postgres
 
-            return cls(postgres.database(where))
-        return cls(sqlite.database(Path(where)))
+            return cls(postgres.database(where), key)
+        return cls(sqlite.database(Path(where)), key)
 
     def close(self) -> None:
         """Give the connections back; the last one to leave folds the write-ahead log into the file."""
@@ -169,7 +173,8 @@ class Ledger(Attempts):
                     self._unanswered = ""
                     return number
                 self._refuse_unless_mine(connection, after, visit)
-                connection.execute(insert(schema.visits).values(row | {"committed": time.time(), "state": state}))
+                row |= {"committed": time.time()}
+                connection.execute(insert(schema.visits).values(row | {"state": state}))
                 if visit.verdicts:
                     found = visit.verdicts.items()
                     verdicts = [{"site": site, "passed": it.passed, "verdict": dict(it.verdict)} for site, it in found]
@@ -179,6 +184,9 @@ class Ledger(Attempts):
                         insert(schema.promotions),
                         [asdict(decision) | {"visit": number} for decision in visit.promotions],
                     )
+                said = {site: it.verdict for site, it in visit.verdicts.items()}
+                leaf = audit.of_visit(row, said, attempts.number_open(connection))
+                self._record(connection, leaf, *(audit.of_decision(number, it) for it in visit.promotions))
                 attempts.close(connection, "committed", self._database.now(connection))
         except ServiceError:
             self._unanswered = fingerprint
@@ -198,7 +206,9 @@ class Ledger(Attempts):
             before = connection.execute(last(schema.failures.c.attempt, schema.failures).filter_by(visit=visit)).first()
             if before is None or any(before._mapping[name] != value for name, value in told.items()):
                 number = before.attempt + 1 if before else 1
-                connection.execute(insert(schema.failures).values(told | {"attempt": number, "failed": time.time()}))
+                row = told | {"attempt": number, "failed": time.time()}
+                connection.execute(insert(schema.failures).values(row))
+                self._record(connection, audit.of_failure(row))
             attempts.close(connection, "failed", self._database.now(connection))
 
     def visits(self, after: int = 0, limit: int | None = None, ask: str | None = None) -> list[Entry]:
@@ -261,6 +271,7 @@ class Ledger(Attempts):
             model = connection.scalar(select(schema.promotions.c.model).where(schema.promotions.c.round == round))
             done = Act(number, newest(connection), time.time(), act, round, model or "", reason, by)
             connection.execute(insert(schema.acts).values(asdict(done)))
+            self._record(connection, audit.of_act(done))
         return done
 
     def acts(self) -> list[Act]:
@@ -288,40 +299,6 @@ class Ledger(Attempts):
                 f"expected round {round} in the ledger {self._database.where}, found none: see `fedrounds status`"
             )
         return found
-
-    # --- the projector ------------------------------------------------------------------------------------------------
-
-    def unprojected(self) -> list[int]:
-        """The visits that MLflow does not hold yet, in order."""
-        done = select(schema.projected.c.visit)
-        with self._database.read() as connection:
-            waiting = select(schema.visits.c.visit).where(schema.visits.c.visit.not_in(done))
-            return list(connection.scalars(waiting.order_by(schema.visits.c.visit)))
-
-    def mark_projected(self, visit: int) -> None:
-        """Say that MLflow holds a visit; saying it again changes nothing."""
-        with self._database.write() as connection:
-            put(connection, schema.projected, {"visit": visit}, {"at": time.time()})
-
-    def projected(self) -> int:
-        """How many visits MLflow was written to hold."""
-        with self._database.read() as connection:
-            return connection.scalar(select(func.count()).select_from(schema.projected)) or 0
-
-    def forget_projected(self) -> None:
-        """MLflow lost what it held: every visit and act is to be written again."""
-        with self._database.write() as connection:
-            connection.execute(delete(schema.projected))
-            put(connection, schema.notes, {"key": ACTS_HELD}, {"value": 0})
-
-    def unprojected_acts(self) -> list[Act]:
-        """People's acts that MLflow does not hold yet, in order."""
-        held = self.noted(ACTS_HELD) or 0
-        return [act for act in self.acts() if act.number > held]
-
-    def mark_acts_projected(self, number: int) -> None:
-        """Say that MLflow holds the acts up to this one; saying it again changes nothing."""
-        self.note(ACTS_HELD, number)
 
     # --- the lease ----------------------------------------------------------------------------------------------------
 

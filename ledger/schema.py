@@ -25,7 +25,9 @@ from sqlalchemy import (
     false,
 )
 
-VERSION = 3  # 2: acts of people, and decisions that wait for one; 3: attempts, and what came in for them
+VERSION = (
+    4  # 2: acts of people, and decisions that wait for one; 3: attempts, and what came in for them; 4: the audit log
+)
 ONLY = 1  # the key of a table with one row
 
 metadata = MetaData()
@@ -172,3 +174,33 @@ lease = Table(
 )
 
 notes = Table("notes", metadata, Column("key", String, primary_key=True), Column("value", JSON, nullable=False))
+
+# The audit log, `core.privacy.log`: a line a leaf, 0, 1, 2… without a gap. `about` is the number of the visit, act or attempt that it is about.
+log = Table(
+    "log",
+    metadata,
+    Column("leaf", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String, nullable=False),
+    Column("about", Integer, nullable=False),
+    Column("hash", String, nullable=False),
+    Column("line", LargeBinary, nullable=False),
+)
+
+# Its signed heads, one a transaction that added to it. `peaks` are all that is needed to go on.
+heads = Table(
+    "heads",
+    metadata,
+    Column("size", Integer, primary_key=True, autoincrement=False),
+    Column("root", String, nullable=False),
+    Column("peaks", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+# Who witnessed a head, and with which line.
+cosignatures = Table(
+    "cosignatures",
+    metadata,
+    Column("size", Integer, ForeignKey("heads.size"), primary_key=True),
+    Column("witness", String, primary_key=True),
+    Column("line", Text, nullable=False),
+)

@@ -323,6 +323,7 @@ def produced(of: Evidence) -> Markup:
         ("Begun", when(of.created)),
         ("Ledger's head", f"visit {last.visit}, {when(last.committed)}" if last else "no visit yet"),
         ("Model digest at the head", tag("code", last.model) if last else None),
+        ("Audit log's checkpoint", tag("pre", of.checkpoint) if of.checkpoint else None),
         ("Tries that did not close", _failed(of)),
         ("Written by", ", ".join(f"{name} {version}" for name, version in of.software.items())),
     ]

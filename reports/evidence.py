@@ -32,6 +32,7 @@ class Evidence:
     verdicts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     baselines: Mapping[str, Any] = field(default_factory=dict[str, Any])
     operations: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    checkpoint: str = ""  # the audit log's signed head
     coefficients: Coefficients | None = None  # of the model of round `shown`
     software: Mapping[str, str] = field(default_factory=dict[str, str])
 

@@ -50,12 +50,21 @@ def summary(study: Study, scored: Record, trained: Record | None = None, acts: S
     return short_of("\n\n".join(part for part in parts if part), MOST - len(tail)) + tail
 
 
-def card(study: Study, scored: Record, trained: Record | None, *, lineage: str, model: str) -> str:
+def card(
+    study: Study,
+    scored: Record,
+    trained: Record | None,
+    *,
+    lineage: str,
+    model: str,
+    logged: tuple[int, str] | None = None,
+) -> str:
     """model_card.md: the summary, then every hospital, the dictionary and how to load the model.
 
     Args:
         lineage: the lineage's id.
         model: the model's digest.
+        logged: the leaf of the audit log that says of its training, and the signed head that holds it.
     """
     name = NAMES[HEADLINE[study.target.kind]]
     rows = [
@@ -80,6 +89,9 @@ def card(study: Study, scored: Record, trained: Record | None, *, lineage: str, 
         said, codes = ": ".join(filter(None, (feature.unit, levels))), ", ".join(map(str, feature.missing))
         features.append(f"| {text(feature.name)} | {feature.type} | {text(said)} | {text(codes)} |")
     facts = [f"- Model digest: `{model}`", f"- Protocol digest: `{study.digest}`", f"- Lineage: `{lineage}`"]
+    if logged:
+        head = "\n".join(f"      {line}".rstrip() for line in logged[1].splitlines())
+        facts.append(f"- Audit log: leaf {logged[0]} under the checkpoint\n\n{head}")
     load = f"mlflow.sklearn.load_model('models:/{study.name}@champion')"
     parts = [
         f"# Model card: {text(study.title or study.name)}, round {scored['scored']}",

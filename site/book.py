@@ -5,17 +5,22 @@ Guarantees:
       same bytes again, or trains again from the same state by the same seed;
     * at most one reply a question about the same data: whoever asks again gets the same bytes;
     * state takes effect when a later round begins, which proves that its own has closed: a round that failed leaves none behind;
-    * what was asked and what became of it is never changed or removed.
+    * what was asked and what became of it is never changed or removed, and `unbroken` finds where somebody else did: each line is hashed
+      with all before it. That the newest lines are gone, hashes and all, it cannot tell: keep `head` elsewhere.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedrounds.site.database import Database
+from fedrounds.core.errors import LogBroken
+from fedrounds.core.privacy.log import canonical
+from fedrounds.site.database import Database, script
 
 KEPT = 2  # rounds of which replies and states are kept, besides the newest: nobody asks for older ones again
 TABLES = """
@@ -83,7 +88,7 @@ class Book(Database):
     """
 
     def __init__(self, file: Path) -> None:
-        super().__init__(file, TABLES, "a site's book", "a file")
+        super().__init__(file, (script(TABLES), _chained), "a site's book", "a file")
 
     # --- replies and state --------------------------------------------------------------------------------------------
 
@@ -126,7 +131,8 @@ class Book(Database):
         same = "SELECT 1 FROM asked WHERE name = ? AND outcome = ?"
         with self._write() as db:
             if not db.execute(same, (asked.name, asked.outcome)).fetchone():
-                db.execute("INSERT INTO asked VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", asked)
+                done = db.execute("INSERT INTO asked VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", asked)
+                _chain(db, done.lastrowid or 0)
 
     def dealt_with(self, name: str) -> bool:
         """Whether a request has had its answer, or will never have one."""
@@ -137,6 +143,28 @@ class Book(Database):
         with self._read() as db:
             rows = db.execute("SELECT * FROM asked ORDER BY number DESC LIMIT ?", (limit,)).fetchall()
         return [Asked(*row[1:]) for row in rows]
+
+    def head(self) -> tuple[int, str]:
+        """How many requests are written down, and the hash over all of them, hex; empty before the first."""
+        lines, newest = self._one("SELECT count(*), max(number) FROM chain")
+        return lines, self._one("SELECT hash FROM chain WHERE number = ?", newest)[0].hex() if lines else ""
+
+    def unbroken(self) -> None:
+        """Raise LogBroken at the first request that is not as it was written down."""
+        with self._read() as db:
+            rows = db.execute("SELECT * FROM asked ORDER BY number").fetchall()
+            hashes = dict(db.execute("SELECT number, hash FROM chain"))
+        before = b""
+        for row in rows:
+            before = _hashed(before, row)
+            if hashes.pop(row[0], b"") != before:
+                raise LogBroken(
+                    f"expected request {row[0]} in {self.file} as it was written down, found another: it, or one before it, was changed"
+                )
+        if hashes:
+            raise LogBroken(
+                f"expected request {min(hashes)} in {self.file} as it was written down, found none: it was removed"
+            )
 
     def trained(self, since: float) -> int:
         """How many rounds were trained since a moment (Unix seconds): also those of which a killed agent only sent what it had stored."""
@@ -158,6 +186,12 @@ class Book(Database):
         found = self._one("SELECT value FROM facts WHERE key = ?", key)
         return json.loads(found[0]) if found else None
 
+    def like(self, start: str) -> dict[str, Any]:
+        """The facts whose keys start so, by what follows."""
+        with self._read() as db:
+            rows = db.execute("SELECT key, value FROM facts ORDER BY key").fetchall()
+        return {key.removeprefix(start): json.loads(value) for key, value in rows if key.startswith(start)}
+
     def learn(self, key: str, value: Any) -> None:
         """Keep a small JSON value in place of the last one."""
         with self._write() as db:
@@ -168,3 +202,20 @@ class Book(Database):
     def _one(self, query: str, *values: Any) -> Any:
         with self._read() as db:
             return db.execute(query, values).fetchone()
+
+
+def _chained(db: sqlite3.Connection) -> None:
+    """Version 2: the lines of `asked` are chained, those that are found as they are found."""
+    db.execute("CREATE TABLE chain (number INTEGER PRIMARY KEY, hash BLOB NOT NULL)")
+    for (number,) in db.execute("SELECT number FROM asked ORDER BY number").fetchall():
+        _chain(db, number)
+
+
+def _chain(db: sqlite3.Connection, number: int) -> None:
+    row = db.execute("SELECT * FROM asked WHERE number = ?", (number,)).fetchone()
+    last = db.execute("SELECT hash FROM chain ORDER BY number DESC LIMIT 1").fetchone()
+    db.execute("INSERT INTO chain VALUES (?, ?)", (number, _hashed(last[0] if last else b"", row)))
+
+
+def _hashed(before: bytes, row: tuple[Any, ...]) -> bytes:
+    return sha256(before + canonical(list(row))).digest()

@@ -24,7 +24,7 @@ from typing import Any
 
 from fedrounds.core.errors import StateError
 from fedrounds.core.privacy.accounting import Budget, Event, epsilon, fits
-from fedrounds.site.database import Database
+from fedrounds.site.database import Database, script
 
 TABLES = """
 CREATE TABLE lines (
@@ -49,7 +49,7 @@ class Budgets(Database):
     """
 
     def __init__(self, file: Path) -> None:
-        super().__init__(file, TABLES, "a privacy budget", "a privacy budget")
+        super().__init__(file, (script(TABLES),), "a privacy budget", "a privacy budget")
 
     def checkpoint(self) -> None:
         """Bring everything into the one file."""

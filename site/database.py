@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedrounds.core.errors import StateError
+
+Step = Callable[[sqlite3.Connection], None]
 
 
 class Database:
     """The file, opened. Any thread may use it.
 
     Args:
-        tables: of version 1, as SQL; they are made where there are none.
+        versions: what makes each version out of the last one, the first out of nothing; those that are missing are made, all or none.
         called: what the file is, in a message about its version.
         wanted: what is expected, in a message about a file that cannot be used.
 
     Raises StateError where the file cannot be used, or a later release has written it.
     """
 
-    def __init__(self, file: Path, tables: str, called: str, wanted: str) -> None:
+    def __init__(self, file: Path, versions: Sequence[Step], called: str, wanted: str) -> None:
         self.file, self._wanted, self._lock = file, wanted, threading.Lock()
         with self._one_line():
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,14 +36,15 @@ class Database:
                 "PRAGMA secure_delete = ON"
             )  # what is forgotten, keys for masks say, is gone from the file too
             found = self._version()
-            if found == 0:
+            if found < len(versions):
                 with self._write() as db:
-                    if self._version() == 0:  # else another process was quicker
-                        for statement in _statements(f"{tables}PRAGMA user_version = 1;\n"):
-                            db.execute(statement)
-        if found > 1:
+                    for number, step in enumerate(versions, 1):
+                        if self._version() < number:  # else another process was quicker
+                            step(db)
+                            db.execute(f"PRAGMA user_version = {number}")
+        if found > len(versions):
             raise StateError(
-                f"expected {called} of version 1 in {file}, found version {found}: install the release that wrote it, or a newer one"
+                f"expected {called} up to version {len(versions)} in {file}, found version {found}: install the release that wrote it, or a newer one"
             )
 
     def close(self) -> None:
@@ -78,10 +81,15 @@ class Database:
             ) from None
 
 
-def _statements(script: str) -> Iterator[str]:
-    part = ""
-    for line in script.splitlines(keepends=True):
-        part += line
-        if sqlite3.complete_statement(part):
-            yield part
-            part = ""
+def script(sql: str) -> Step:
+    """A step that carries out these statements, within its caller's transaction."""
+
+    def step(db: sqlite3.Connection) -> None:
+        part = ""
+        for line in sql.splitlines(keepends=True):
+            part += line
+            if sqlite3.complete_statement(part):
+                db.execute(part)
+                part = ""
+
+    return step

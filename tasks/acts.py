@@ -15,6 +15,7 @@ from fedrounds.core.state import Champion, RunState
 from fedrounds.ledger import Act, Head, Ledger, Standing
 from fedrounds.ledger.standing import said
 from fedrounds.reports.decision import decision_markdown
+from fedrounds.tasks.audit import signing_key
 from fedrounds.tasks.folder import State
 
 LONGEST = 1000  # characters of a reason or a name
@@ -155,7 +156,7 @@ def held(place: State) -> Iterator[Ledger]:
     """The study's ledger, with its lease."""
     if not place.begun:
         raise StateError(f"expected a study that has run in {place.own}, found no ledger: `fedrounds run` starts it")
-    with Ledger.open(place.ledger) as ledger:
+    with Ledger.open(place.ledger, signing_key(place)) as ledger:
         ledger.acquire()
         try:
             yield ledger

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from fedrounds.core.asking import dump
@@ -17,10 +18,10 @@ from fedrounds.core.messages import Finding, Reply, Request, decode
 from fedrounds.core.phases import step_of, subject_of
 from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
-from fedrounds.tasks import drift
+from fedrounds.tasks import drift, witness
 from fedrounds.tasks.acts import present
 from fedrounds.tasks.desk import Desk, Question
-from fedrounds.tasks.run import Run
+from fedrounds.tasks.run import Run, request_bytes
 from fedrounds.tasks.verdict import Verdict, received
 
 FRESH = (
@@ -57,10 +58,12 @@ class Correspondence(Run):
         """An open exchange under a number of its own, which is in the ledger before anybody hears of it."""
         deadline = time.time() + self.folder.operations.federation.deadline_s
         self.ledger.drop_attempt()  # of a run that died, or of the exchange before: nothing of it is needed
-        opened = self.ledger.open_attempt(self.visit, dump(asking), deadline)
+        digests = {site: sha256(request).hexdigest() for site, request in request_bytes(asking).items()}
+        opened = self.ledger.open_attempt(self.visit, dump(asking), deadline, digests)
         self._looked_at = {name: set[str]() for name in self.wards}
         self._answered, self._enough = 0, 0.0
-        self.asked = Question(self.visit + 1, opened.number, asking, deadline)
+        shown = witness.shown(self.ledger, opened.number, asking.sites)
+        self.asked = Question(self.visit + 1, opened.number, asking, deadline, shown)
         return self.asked
 
     def roll(self) -> Roll:
@@ -112,6 +115,7 @@ class Correspondence(Run):
             if not it.refused:
                 desk.crossed(step_of(question.request), desk.sent, it.size)
                 self._answered += not it.declined
+                witness.collect(self.ledger, desk, question)
                 return it.message
         return None
 

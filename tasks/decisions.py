@@ -149,7 +149,8 @@ class Decisions:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "decision.json").write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
         if crowned:
-            told = card(self.study, record, trained.record, lineage=self.lineage, model=trained.model)
+            logged = self.ledger.logged("visit", trained.visit)
+            told = card(self.study, record, trained.record, lineage=self.lineage, model=trained.model, logged=logged)
             put(folder / "model_card.md", told)
 
     def _point(self, alias: str, version: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from fedrounds.core import identity
@@ -31,6 +31,7 @@ class Question:
     attempt: int
     asking: Asking
     deadline: float  # Unix seconds, by the coordinator's clock
+    shown: Mapping[str, bytes] = field(default_factory=dict[str, bytes])  # what each site is shown of the audit log
 
     @property
     def request(self) -> Request:
@@ -73,7 +74,7 @@ class Desk(Traffic):
     def __init__(self, name: str, mailbox: Exchange, public: bytes, key: bytes, plan: Plan) -> None:
         super().__init__()
         self.name, self.mailbox, self.plan = name, mailbox, plan
-        self._public, self._key = public, key
+        self.public, self._key = public, key
         self.roster: Mapping[str, bytes] = {}  # whose keys count under masks
         self.cohort = self.rows = None  # they are at the hospital, and stay there
         self.fingerprint = self.problem = ""
@@ -89,6 +90,8 @@ class Desk(Traffic):
             self._key, question.about(self.name, "request"), encode(question.asking.request_to(self.name))
         )
         self.sent = len(signed)
+        if shown := question.shown.get(self.name):  # before the question: who finds that looks for this
+            self.mailbox.put(Name.of(shown, *question.folder("checkpoint")), shown)
         self.mailbox.put(Name.of(signed, *question.folder("request")), signed)
 
     def received(self, question: Question, known: set[str]) -> list[Received]:
@@ -109,7 +112,7 @@ class Desk(Traffic):
             signed = self.mailbox.get(name, self._largest(question.request) + ENVELOPE)
             if signed is None:
                 raise UpdateRejected(f"expected an object at {name.folder}, found none: it was dropped")
-            payload = identity.verify(self._public, question.about(self.name, "reply"), signed)
+            payload = identity.verify(self.public, question.about(self.name, "reply"), signed)
             declined = self._checked(payload, question)
         except UpdateRejected as error:
             return Received(name.digest, b"", str(error), 0)

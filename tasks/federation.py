@@ -90,7 +90,8 @@ def read(home: Path) -> Federation:
     folder = folders.read_protocol(home / config.study, roster.active(home))
     password = configs.read_secrets(home).database_password
     tracking = configs.database(home, config.tracking, password)
-    place = State(home / "state", home / "state" / folder.study.name, _ledger(home, config, folder, password), tracking)
+    own, key = home / "state" / folder.study.name, home / "keys" / "coordinator.key"
+    place = State(home / "state", own, _ledger(home, config, folder, password), tracking, key)
     return Federation(home, config, folder, place)
 
 

@@ -232,6 +232,7 @@ class State:
     own: Path
     database: str = field(default="", repr=False)
     tracking: str = field(default="", repr=False)
+    signing: Path | None = None  # the file of the key that signs the audit log, if it is not the study's own
 
     @property
     def ledger(self) -> Path | str:
@@ -266,6 +267,11 @@ class State:
     def profiles(self) -> Path:
         """What the sites remember of their profiles; it holds fingerprints and never leaves."""
         return self.own / "profiles.json"
+
+    @property
+    def log_key(self) -> Path:
+        """The private key that signs the audit log."""
+        return self.signing or self.own / "log.key"
 
     @property
     def tracking_uri(self) -> str:

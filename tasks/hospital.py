@@ -37,6 +37,7 @@ from fedrounds.tasks.joined import Joined, forget, join, stale
 from fedrounds.tasks.mailboxes import mailbox_of, public_key_of, read_key
 from fedrounds.tasks.verdict import Verdict, broken, line, to_json
 from fedrounds.tasks.withheld import withheld
+from fedrounds.tasks.witness import Witness
 
 LARGEST_REQUEST = 256 << 20  # bytes; what a coordinator may make a hospital read
 NO_ROSTER = "its people have not agreed on the hospitals' keys, which masks need: `fedrounds site roster`"
@@ -51,6 +52,7 @@ class Letter:
     about: About
     request: Request
     size: int  # bytes that came
+    unlogged: str = ""  # why the coordinator's log does not bear it out
 
     def __repr__(self) -> str:
         return f"Letter({self.name.folder})"
@@ -90,6 +92,7 @@ class Hospital:
         self.coordinator = public_key_of(self.file.coordinator.key, "the coordinator's")
         self.mailbox = mailbox_of(self.file.coordinator, home)
         self.book = Book(home / "state" / "book.db")
+        self.witness = Witness(self.name, self.mailbox, self.book, self.coordinator, self.key)
         self.budgets = Budgets(home / "state" / privacy.FILE)
         self._joined: dict[str, Joined] = {}
 
@@ -137,7 +140,8 @@ class Hospital:
         if signed is None:  # dropped meanwhile
             return None
         about = identity.claim(signed, LARGEST_REQUEST)
-        request = decode(self._verified(about, signed), Request, LARGEST_REQUEST)
+        payload = self._verified(about, signed)
+        request = decode(payload, Request, LARGEST_REQUEST)
         if (about.site, about.direction, about.attempt % 1000) != (self.name, "request", name.attempt):
             raise UpdateRejected(
                 f"expected a request to '{self.name}' at {name.folder}, found another one there: it was refused"
@@ -149,7 +153,7 @@ class Hospital:
             raise UpdateRejected(
                 f"expected a request about round {self.book.newest(request.study)} or later, found one about round {request.round}: it is an old one"
             )
-        return Letter(name, about, request, len(signed))
+        return Letter(name, about, request, len(signed), self.witness.refusal(name, request.study, payload))
 
     def _verified(self, about: About, signed: bytes) -> bytes:
         return identity.verify(self.coordinator, about, signed, LARGEST_REQUEST)
@@ -159,6 +163,7 @@ class Hospital:
         about = replace(letter.about, direction="reply")
         signed = identity.sign(self.key, about, answer.message)
         phase = letter.name.phase.replace("request", "reply")
+        self.witness.sign(letter.name, letter.request.study)
         self.mailbox.put(Name.of(signed, letter.name.round, letter.name.attempt, phase), signed)
         seconds = 0.0 if started is None else time.monotonic() - started
         self.book.note(
@@ -180,6 +185,8 @@ class Hospital:
 
     def given(self, letter: Letter) -> Answer | None:
         """The answer without any work: the one that was given before, or the policy's refusal; None if there is work to do."""
+        if letter.unlogged:
+            return self._refused(letter.request, letter.unlogged)
         before = self.book.reply(self.question(letter.request))
         if before is not None:
             return Answer(before, "again")
@@ -354,4 +361,7 @@ def _exchange(phase: str) -> int:
 def summary(book: Book) -> Mapping[str, Any]:
     """What `fedrounds site status` tells: the last requests, totals, what waits for a person."""
     people = {"waits": book.fact("waits"), "approved": book.fact("approved") or []}
-    return {"asked": [asked._asdict() for asked in book.asked()], **book.totals(), **people}
+    book.unbroken()
+    lines, head = book.head()
+    log = {"log": {"requests": lines, "head": head}, "witnessed": book.like("log ")}
+    return {"asked": [asked._asdict() for asked in book.asked()], **book.totals(), **people, **log}

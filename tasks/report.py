@@ -39,6 +39,7 @@ def evidence(ledger: Ledger) -> Evidence:
         verdicts=ledger.verdicts(),
         baselines=ledger.noted("baselines") or {},
         operations=ledger.operations(),
+        checkpoint=ledger.checkpoint(),
         software={"Python": sys.version.split()[0], **{name: version(name) for name in SOFTWARE}},
     )
     visit = found.trained.get(found.shown) if found.shown else None
@@ -66,7 +67,9 @@ def publish(ledger: Ledger, folder: Path) -> None:
     if found.shown is not None and found.shown in found.scored:
         trained = found.trained.get(found.shown)
         made, model = (trained.record, trained.model) if trained else (None, found.scored[found.shown].base)
-        put(folder / "model_card.md", card(found.study, found.record, made, lineage=found.lineage, model=model))
+        logged = ledger.logged("visit", trained.visit) if trained else None
+        told = card(found.study, found.record, made, lineage=found.lineage, model=model, logged=logged)
+        put(folder / "model_card.md", told)
 
 
 def put(file: Path, text: str) -> None:

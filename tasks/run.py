@@ -21,6 +21,7 @@ from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
 from fedrounds.tasks import drift, privacy
 from fedrounds.tasks.acts import present, ungated
+from fedrounds.tasks.audit import signing_key
 from fedrounds.tasks.baselines import compare
 from fedrounds.tasks.child import Child
 from fedrounds.tasks.clock import Clock
@@ -369,7 +370,7 @@ def opened(
         kind: of a run: one whose sites are in this process by default.
     """
     os.environ.update(QUIET)
-    ledger = Ledger.open(state.ledger)
+    ledger = Ledger.open(state.ledger, signing_key(state))
     try:
         ledger.acquire()
         try:

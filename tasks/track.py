@@ -20,6 +20,7 @@ from fedrounds.ledger import Entry, Ledger
 from fedrounds.reports.drift import drift_points
 from fedrounds.reports.summary import SHOWN, gate_words, model_note, note, round_note, study_note
 from fedrounds.reports.words import trained_on
+from fedrounds.tasks.audit import log_tags
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.model_folder import ModelFolder
@@ -243,7 +244,7 @@ class Projection:
         folder, number = self.artifacts / run / "artifacts", self.versions.get(entry.round)
         if number and not self.mending:
             return
-        tags = {
+        tags = log_tags(self.ledger, entry.visit) | {
             "fedrounds.lineage": self.lineage.lineage,
             "fedrounds.round": str(entry.round),
             "fedrounds.study_digest": self.lineage.digest,
@@ -270,9 +271,8 @@ class Projection:
         folder.mkdir(parents=True, exist_ok=True)
         self.template.write(state, run, folder / "model")
         write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
-        (folder / "verdicts.json").write_text(
-            json.dumps({kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}, indent=2)
-        )
+        verdicts = {kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}
+        (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2))
 
     def _sites(self, entry: Entry, when: int) -> None:
         sites: Mapping[str, Any] = entry.record["sites"]

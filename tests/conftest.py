@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import io
 import itertools
@@ -232,6 +233,8 @@ class Apart:
         self.mail = {site: Exchange(Folder(str(base / "mail" / site))) for site in self.SITES}
         self.package = package.packed(self.read, self.study)
         self.place = folders.state_of(self.study, self.read.study.name, base / "state")
+        self.place = dataclasses.replace(self.place, signing=base / "coordinator.key")
+        write_secret(base / "coordinator.key", self.key.hex())
         folders.prepare(self.place, False)
         self.hospitals = {}
         options = "".join(f"{key} = {json.dumps(value)}\n" for key, value in ({"prefect": "off"} | agent).items())

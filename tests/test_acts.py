@@ -22,6 +22,7 @@ from fedrounds.core.study import Study
 from fedrounds.ledger import Decision, Ledger, Verdict, Visit, schema
 from fedrounds.ledger.migrations import version_2
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.mailboxes import read_key
 from fedrounds.tasks.run import opened
 
 STUDY = Study.model_validate(
@@ -196,7 +197,8 @@ def waiting(toy_study, program, tmp_path_factory):
 
 
 def ledger_of(folder):
-    return Ledger.open(folder / "mlruns" / "toy" / "ledger.db")
+    own = folder / "mlruns" / "toy"
+    return Ledger.open(own / "ledger.db", read_key(own / "log.key"))
 
 
 def store(folder):

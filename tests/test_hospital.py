@@ -47,6 +47,8 @@ def put(study, question, /, *, site=SITE, key=None, request=None, place=None, sp
     signed = identity.sign(key or study.key, said, payload)
     signed = spoil(signed) if spoil else signed
     name = Name.of(signed, *(place or question.folder("request")))
+    if shown := question.shown.get(SITE):
+        study.mail[SITE].put(Name.of(shown, *question.folder("checkpoint")), shown)
     study.mail[SITE].put(name, signed)
     return name
 

@@ -40,7 +40,7 @@ def at(number):
 
 
 def visit(number, started=100.0):
-    record = {"loss": 1 / number, "sites": [["north", 1]], "pair": (0.1, None)}
+    record = {"loss": 1 / number, "sites": {"north": {}}, "pair": (0.1, None)}
     return Visit(
         number,
         "train",
@@ -465,9 +465,10 @@ def test_a_ledger_of_version_2_comes_up_whole_on_either_database(ledger_at):
     with begun(ledger_at) as ledger:
         ledger.commit(0, visit(1))
         head, entries = ledger.head(), ledger.visits()
-        with ledger._database.write() as connection:  # what version 3 added was not there
-            for statement in ("DROP TABLE replies", "DROP TABLE attempts", "UPDATE fedrounds_ledger SET version = 2"):
-                connection.execute(text(statement))
+        with ledger._database.write() as connection:  # what versions 3 and 4 added was not there
+            for table in ("replies", "attempts", "cosignatures", "heads", "log"):
+                connection.execute(text(f"DROP TABLE {table}"))
+            connection.execute(text("UPDATE fedrounds_ledger SET version = 2"))
         with pytest.raises(StateError, match="found version 2"):  # a runner of another release writes nothing
             ledger.commit(1, visit(2))
     with Ledger.open(ledger_at) as ledger:

@@ -96,6 +96,8 @@ def test_every_round_is_a_version_that_says_where_it_comes_from(tracked):
                 "fedrounds.study_digest": tracked.ledger.lineage().digest,
                 "fedrounds.suite_hash": suite,
                 "fedrounds.model_digest": entry.model,
+                "fedrounds.log_index": str(tracked.ledger.logged("visit", entry.visit)[0]),
+                "fedrounds.log_checkpoint": tracked.ledger.logged("visit", entry.visit)[1],
                 "fedrounds.decision": "promoted" if decisions[entry.round].promoted else "kept",
                 "fedrounds.reason": decisions[entry.round].reason,
             }
