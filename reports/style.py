@@ -32,6 +32,7 @@ nav ul{list-style:none;margin:1rem 0 0;padding:.7rem 0;display:flex;flex-wrap:wr
   border-top:1px solid var(--faint);border-bottom:1px solid var(--faint)}
 section{margin:2.4rem 0 0}
 code{font:.88em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
+pre{font:.88em/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:minmax(8rem,13rem) minmax(0,1fr);gap:.35rem 1rem;margin:.6rem 0}
 dt{color:var(--soft)}
 dd{margin:0;min-width:0;overflow-wrap:anywhere}
