@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types bench soak fuzz demo-federated chaos many-agents lock clean
+.PHONY: run test lint types bench bench-privacy soak fuzz demo-federated chaos many-agents lock clean
 
 run: $(VENV)/ready ## the first study: real patients, simulated hospitals
 	$(BIN)/fedrounds run studies/diabetes --fresh
@@ -20,6 +20,12 @@ types: $(VENV)/ready
 
 bench: $(VENV)/ready ## speed, as ratios; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py
+
+bench-privacy: $(VENV)/ready ## masks, noise, the log, a year under one budget; writes docs/privacy-*.md
+	$(BIN)/python benchmarks/privacy_masks.py
+	$(BIN)/python benchmarks/privacy_dp.py
+	$(BIN)/python benchmarks/privacy_log.py
+	$(BIN)/python benchmarks/privacy_year.py
 
 soak: $(VENV)/ready ## the long tests in full; writes docs/soak.md
 	$(BIN)/python benchmarks/soak.py

@@ -26,7 +26,6 @@ from fedrounds.tasks.folder import read_protocol, read_site
 A2, A3 = "/api/2.0/mlflow", "/api/3.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 OBJECT = "000001/001/reply-0/" + "0" * 64
-OPEN = {"list users"}  # names alone; MLflow shows them to every user
 REFUSED = {400, 401, 403, 404, 405, 429}
 
 
@@ -97,7 +96,7 @@ def probes(user: str, own: str, other: str, victim: str, study: str, run: str) -
 
 
 def makings() -> list[tuple[str, str, dict[str, str]]]:
-    """What MLflow lets any user do, and nginx does not let through."""
+    """What MLflow lets any user do, and our server of it administrators alone."""
     return [
         ("create an experiment", f"{A2}/experiments/create", {"name": "isolation · experiment"}),
         ("create a registered model", f"{A2}/registered-models/create", {"name": "isolation-model"}),
@@ -126,10 +125,8 @@ def isolation(home: Path, sites: Sequence[Path]) -> list[dict[str, Any]]:
     rows += [_row(what, *ask(site), shows) for what, ask, shows in tried]
     rows += [_row(what, *site.ask("POST", path, said)) for what, path, said in makings()]
     rows += _elsewhere(config, site, mine.user, password, mine.experiment, ca)
-    rows += [_row(f"{what}, at MLflow's port", *ask(behind), shows, what not in OPEN) for what, ask, shows in tried]
-    rows += [
-        _row(f"{what}, at MLflow's port", *behind.ask("POST", path, said), must=False) for what, path, said in makings()
-    ]
+    rows += [_row(f"{what}, at MLflow's port", *ask(behind), shows) for what, ask, shows in tried]
+    rows += [_row(f"{what}, at MLflow's port", *behind.ask("POST", path, said)) for what, path, said in makings()]
     rows += [
         _listens(what, port) for what, port in (("MLflow", config.ports.mlflow), ("Prefect", config.ports.prefect))
     ]
@@ -243,7 +240,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"  {row['tried']:<{wide}}  {row['status']!s:>9}  {says[row['refused'], row['must_refuse']]}" for row in rows
     ]
-    note = "  * its own mailbox; and what MLflow lets any user do, which nginx does not let through: the port is on 127.0.0.1 alone"
+    note = "  * its own mailbox"
     return "\n".join([*lines, note])
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import LARGEST_MESSAGE
@@ -59,9 +61,13 @@ class Exchange:
         * `get` and `fetch` give the bytes of the name, or refuse: damage is never handed on;
         * `list` is in name order, and of one folder alone: what other rounds hold is not even looked at;
         * at most a few pieces are in memory at either end, and no more than `largest` bytes are ever read.
+
+    Args:
+        at_once: how many pieces `put` has under way, the last one always alone. More than one pays where an answer is waited for.
     """
 
     store: Store
+    at_once: int = 1
 
     def put(self, name: Name, data: bytes | BinaryIO) -> None:
         """Have the object there, whole.
@@ -84,10 +90,21 @@ class Exchange:
         if sha.hexdigest() != name.digest:
             raise UpdateRejected(f"expected the bytes named {name.digest[:12]}, found others: nothing was sent")
         there = self.store.scan(name.folder)
-        for path, start, length in _pieces(name, size):
-            if there.get(path) != length:
-                source.seek(start)
-                self.store.write(f"{name.folder}/{path}", source.read(length))
+        missing = [piece for piece in _pieces(name, size) if there.get(piece.path) != piece.length]
+        beside = [piece for piece in missing if piece.path != name.digest]
+        with ThreadPoolExecutor(self.at_once) as threads:
+            under_way = deque[Future[None]]()
+            for piece in beside:
+                if len(under_way) == self.at_once:
+                    under_way.popleft().result()
+                under_way.append(threads.submit(self._write, name, piece, _read(source, piece)))
+            for written in under_way:
+                written.result()
+        for piece in missing[len(beside) :]:
+            self._write(name, piece, _read(source, piece))
+
+    def _write(self, name: Name, piece: _Piece, data: bytes) -> None:
+        self.store.write(f"{name.folder}/{piece.path}", data)
 
     def get(self, name: Name, largest: int = MOST) -> bytes | None:
         """The object's bytes, or None where there is no whole one. Raises what `fetch` does."""
@@ -183,12 +200,23 @@ class Exchange:
                 yield from self._found(path)
 
 
-def _pieces(name: Name, size: int) -> Iterator[tuple[str, int, int]]:
-    """Path, start and length of each piece, the one under the name itself last."""
+class _Piece(NamedTuple):
+    path: str  # in the object's folder
+    start: int
+    length: int
+
+
+def _pieces(name: Name, size: int) -> Iterator[_Piece]:
+    """The pieces of an object, the one under the name itself last."""
     before = max(0, (size - 1) // PIECE)
     for number in range(before):
-        yield f"{name.digest}.{number:04d}", number * PIECE, PIECE
-    yield name.digest, before * PIECE, size - before * PIECE
+        yield _Piece(f"{name.digest}.{number:04d}", number * PIECE, PIECE)
+    yield _Piece(name.digest, before * PIECE, size - before * PIECE)
+
+
+def _read(source: BinaryIO, piece: _Piece) -> bytes:
+    source.seek(piece.start)
+    return source.read(piece.length)
 
 
 def _emptied(into: BinaryIO) -> None:

@@ -27,7 +27,7 @@ def mailbox_of(coordinator: Coordinator, home: Path, tries: int | None = None) -
 
         ca = str(home / coordinator.ca) if coordinator.ca else None
         password = _secret(home / "password", "the site's password")
-        return Exchange(Artifacts(url, coordinator.experiment, coordinator.user, password, ca, **more))
+        return Exchange(Artifacts(url, coordinator.experiment, coordinator.user, password, ca, **more), at_once=2)
     from fedrounds.exchange.fsspec import Folder
 
     if "://" not in url:

@@ -1,8 +1,9 @@
 """A coordinator's MLflow server as a child: basic-auth, artifacts served, one process on a socket of its parent's.
 
-It is what `mlflow server --app-name basic-auth --serve-artifacts --workers 1` serves, less the processes around it: that starts a program
-that starts a program, and a killed one leaves the other with the port. Here the parent keeps the socket: while the server is away and
-comes back, who asks waits in its queue. Passwords come by the environment, not by the command line, which every user of a machine sees.
+It is what `mlflow server --app-name basic-auth --serve-artifacts --workers 1` serves, less what that lets every user do (`_close`), and less
+the processes around it: that starts a program that starts a program, and a killed one leaves the other with the port. Here the parent keeps
+the socket: while the server is away and comes back, who asks waits in its queue. Passwords come by the environment, not by the command line,
+which every user of a machine sees.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def main() -> None:
     from mlflow.server.auth import create_app
     from mlflow.server.handlers import initialize_backend_stores
 
+    _close()
     initialize_backend_stores(database, database, "mlflow-artifacts:/")
     config = uvicorn.Config(create_app(), log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
@@ -116,6 +118,19 @@ def main() -> None:
     threading.Thread(target=_tell, args=(ending, server), daemon=True).start()
     server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
     os._exit(0 if server.started else 1)
+
+
+def _close() -> None:
+    """Leave to administrators what MLflow lets every user do: see who the users are, make experiments and registered models."""
+    from mlflow.server import auth
+
+    open_to_all = {
+        auth.validate_can_list_users,
+        auth.validate_can_create_experiment,
+        auth.validate_can_create_registered_model,
+    }
+    doors = auth.BEFORE_REQUEST_VALIDATORS
+    doors.update({door: auth.sender_is_admin for door, asks in doors.items() if asks in open_to_all})
 
 
 def _end_with_input(ending: threading.Event) -> None:

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ PATHS = {  # where MLflow's database keeps places on the disk
 HEAVIEST = [
     "test_federated",
     "test_schedule",
+    "test_masked",
+    "test_correspondence",
     "test_browser",
     "test_repair",
     "test_dask",
@@ -48,6 +50,7 @@ HEAVIEST = [
     "test_cli",
     "test_actions",
     "test_drift_run",
+    "test_privacy_run",
     "test_offline",
     "test_coordinator",
     "test_draft",
@@ -115,6 +118,23 @@ def toy_study(tmp_path_factory: pytest.TempPathFactory) -> Finished:
             assert done.returncode == 0, done.stderr
             said.write_text(json.dumps([done.stdout, done.stderr]))
     return Finished(folder, *json.loads(said.read_text()))
+
+
+@pytest.fixture(scope="session")
+def templates(toy_study: Finished) -> Path:
+    """Empty databases of MLflow and Prefect, as the first run left them: half of what a first run takes is their migrations."""
+    return toy_study.folder / "mlruns" / ".cache"
+
+
+@pytest.fixture(scope="session")
+def warm(templates: Path) -> Callable[[Path], None]:
+    """Gives an empty folder of runs the `templates`."""
+
+    def warmed(mlruns: Path) -> None:
+        mlruns.mkdir(parents=True, exist_ok=True)
+        (mlruns / ".cache").symlink_to(templates)
+
+    return warmed
 
 
 def initiated(folder: Path) -> Path:

@@ -28,13 +28,14 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, warm):
     """A study of few rounds, run."""
     home = tmp_path_factory.mktemp("browser")
     shutil.copytree(HOUSE / "studies" / "diabetes", home / "study")
     operations = home / "study" / "operations.toml"
     operations.write_text(re.sub(r"(?m)^rounds = \d+", f"rounds = {ROUNDS}", operations.read_text()))
     run = [*FEDROUNDS, "run", str(home / "study"), "--state", str(home / "state"), "--json"]
+    warm(home / "state")
     ended = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return home

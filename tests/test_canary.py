@@ -123,11 +123,11 @@ def plant(folder: Path, site: str, passes: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory, toy_study):
+def planted(tmp_path_factory, warm):
     """A toy study with canaries at every site; at `west` they fail the gate."""
     folder = tmp_path_factory.mktemp("planted") / "toy"
     init(folder, as_json=True)
-    (folder / "mlruns" / ".cache").symlink_to(toy_study.folder / "mlruns" / ".cache")
+    warm(folder / "mlruns")
     for site in ("east", "north", "south", "west"):
         plant(folder, site, passes=site != "west")
     study = folder / "study.toml"

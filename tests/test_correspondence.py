@@ -109,7 +109,7 @@ def hospital():
     return settled(server.api_url, 8)
 
 
-server = PrefectServer(home, log)
+server = PrefectServer(home, log, templates=Path(sys.argv[4]))
 try:
     with surroundings(settings(home, server.api_url)), quiet(log):
         server.wait()
@@ -123,18 +123,18 @@ os._exit(0)
 """
 
 
-def by_flow(tmp_path, who):
+def by_flow(tmp_path, who, templates):
     """The study with one side's real flow on a real Prefect server, in a process of its own: what was stored, what came of it."""
     shared = Path(__file__).with_name("conftest.py")
-    command = [sys.executable, "-c", BY_FLOW, str(shared), str(tmp_path / "apart"), who]
+    command = [sys.executable, "-c", BY_FLOW, str(shared), str(tmp_path / "apart"), who, str(templates)]
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_the_flow_of_a_study_carries_it_by_mail_on_a_real_prefect_server(tmp_path):
-    found = by_flow(tmp_path, "coordinator")
+def test_the_flow_of_a_study_carries_it_by_mail_on_a_real_prefect_server(tmp_path, templates):
+    found = by_flow(tmp_path, "coordinator", templates)
     assert found["seen"] == found["wanted"]
     assert found["flows"] == [["study", "COMPLETED"]]
     wanted = {
@@ -148,8 +148,8 @@ def test_the_flow_of_a_study_carries_it_by_mail_on_a_real_prefect_server(tmp_pat
     assert found["left"] == []
 
 
-def test_a_hospitals_visit_is_a_flow_run_on_its_own_prefect_server(tmp_path):
-    found = by_flow(tmp_path, "hospital")
+def test_a_hospitals_visit_is_a_flow_run_on_its_own_prefect_server(tmp_path, templates):
+    found = by_flow(tmp_path, "hospital", templates)
     assert found["seen"] == found["wanted"][:2]
     names = [f"{found['study'][:12]} · gate · round 0", "study · fit · round 1", *["study · statistics · round 0"] * 2]
     assert sorted(found["flows"]) == sorted([name, "COMPLETED"] for name in names)

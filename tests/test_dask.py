@@ -139,8 +139,9 @@ def plain(path: Path):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program):
+def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program, warm):
     path = diabetes(tmp_path / "diabetes")
+    warm(path / "mlruns")
     ended = program("run", path, "--runner", "dask", "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     told = json.loads(ended.stdout)
@@ -157,8 +158,9 @@ def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program)
         assert ledger.unprojected() == []
 
 
-def test_a_worker_killed_amid_a_round_loses_nothing(tmp_path, program):
+def test_a_worker_killed_amid_a_round_loses_nothing(tmp_path, program, warm):
     path = diabetes(tmp_path / "diabetes", epochs=5000)  # so that a worker is met at work, on a busy machine too
+    warm(path / "mlruns")
     with started(tmp_path / "cluster", 2) as cluster:
         command = [sys.executable, "-m", "fedrounds.cli.main", "run", str(path), "--json", "--runner", cluster.runner]
         with (

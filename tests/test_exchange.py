@@ -246,7 +246,7 @@ def places(request, scratch, mlflow_starting):
                 url, experiments, artifacts = request.getfixturevalue("mlflow")
                 number = experiments["north"]
                 return Place(
-                    lambda url=url, **more: Exchange(Artifacts(url, number, *NORTH, **more)),
+                    lambda url=url, **more: Exchange(Artifacts(url, number, *NORTH, **more), at_once=2),
                     lambda: Exchange(Artifacts(url, number, *ADMIN)),
                     artifacts / number / "mail",
                     ("Artifacts", {"url": url, "experiment": number, "user": NORTH[0], "password": NORTH[1]}),

@@ -354,9 +354,10 @@ def test_promotion_goes_by_the_sum_of_all_and_names_no_site(apart):
     assert not any(site in reason for reason in reasons for site in (*FOUR, TOGETHER))
 
 
-def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, program):
+def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, program, warm):
     folder = tmp_path / "study"
     program("init", folder)
+    warm(folder / "mlruns")
     text = (folder / "study.toml").read_text()
     (folder / "study.toml").write_text(text + f"\n[privacy]\nprotect = {MASKED}\n")
     operations = (folder / "operations.toml").read_text().replace("rounds = 10 ", "rounds = 3 ")

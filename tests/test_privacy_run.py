@@ -8,9 +8,10 @@ import sqlite3
 import pytest
 
 
-def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, program):
+def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, program, warm):
     study = tmp_path / "private"
     assert program("init", study).returncode == 0
+    warm(study / "mlruns")
     text = (study / "study.toml").read_text()
     for old, new in (('weights = "patients"', 'weights = "uniform"'), (", epochs = 2, batch = 32", "")):
         assert old in text

@@ -522,9 +522,9 @@ def test_one_process_serves_a_workspace(house):
         Served(house.served.home.parent)
 
 
-def test_serving_brings_a_server_and_a_worker_and_leaves_nothing_behind(tmp_path, toy_study):
+def test_serving_brings_a_server_and_a_worker_and_leaves_nothing_behind(tmp_path, warm):
     folder = scheduled(tmp_path / "toy", 1, interval="6h")
-    (folder / "mlruns" / ".cache").symlink_to(toy_study.folder / "mlruns" / ".cache")
+    warm(folder / "mlruns")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     command = [FEDROUNDS, "deploy", str(folder), "--serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=kept) as serving:
