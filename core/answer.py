@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from fedrounds.core import masked, sheets, worse
 from fedrounds.core.algorithm import SiteState, Sums
-from fedrounds.core.codec import foreign, narrow, widen
+from fedrounds.core.codec import foreign, widen, written
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.masked import Self
@@ -140,7 +140,8 @@ def _answered(
         if all(np.isfinite(array).all() for array in sums.values()):
             try:
                 thinned = withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores)
-                sums = narrow(only_noised(plan.study, request.ask, thinned), plan.study.protocol.codec)
+                noised = only_noised(plan.study, request.ask, thinned)
+                sums = written(noised, plan.study.protocol.codec, request, rng)
                 state = after
             except UpdateRejected as error:
                 refusal, sums = str(error), {}

@@ -19,7 +19,7 @@ import numpy as np
 
 from fedrounds.core import phases, sheets
 from fedrounds.core.algorithm import Folded, Scores, Sums
-from fedrounds.core.codec import foreign, narrow, widen
+from fedrounds.core.codec import beside, foreign, narrow, read
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
 from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
@@ -237,7 +237,7 @@ def _accepted(
             raise UpdateRejected(f"{said} from site '{reply.site}': its study file is another one, or its Fedrounds is")
         answered.append(reply.site)
         factor = asking.factors.get(reply.site)
-        sums = widen(reply.arrays)
+        sums = read(reply.arrays, plan.study.protocol.codec, asking.request)
         yield reply.site, sums if factor is None else {**sums, "factor": np.array(factor)}
     if len(answered) < asking.quorum:
         reasons = (
@@ -288,7 +288,7 @@ def expected(request: Request, plan: Plan) -> Shapes:
         return phases.expected(request, {})
     if plan.study.masked:
         return phases.expected(request, sheet_of(plan, request).layout())
-    shapes = plan.algorithms[request.ask].shapes(request.exchange)
+    shapes = beside(plan.algorithms[request.ask].shapes(request.exchange), plan.study.protocol.codec)
     if "champion" in request.arrays:
         shapes = {**shapes, "paired": (PAIRED,)}
     return {name: (shape, "") for name, shape in shapes.items()}
