@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, StringConstraints
 
-from fedrounds.core import masked, sheets
+from fedrounds.core import masked, sheets, worse
 from fedrounds.core.algorithm import SiteState, Sums
-from fedrounds.core.codec import foreign, narrow, widen
+from fedrounds.core.codec import foreign, widen, written
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.masked import Self
@@ -106,6 +106,8 @@ def handle_masked(
             raise UpdateRejected("its study does not mask its sums: it was asked as if it did")
         if request.study != plan.digest:
             raise UpdateRejected(foreign_study(request, plan))
+        if plan.study.masked.margin is not None and len(me.roster) < worse.FEWEST:
+            raise UpdateRejected(f"its study counts who got worse, which takes {worse.FEWEST} sites on the roster")
         if request.ask in PHASES:
             after, arrays = masked.answer_phase(request, vault, me)
             return after, state, answer_to(request, me.site, "", arrays)
@@ -138,7 +140,8 @@ def _answered(
         if all(np.isfinite(array).all() for array in sums.values()):
             try:
                 thinned = withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores)
-                sums = narrow(only_noised(plan.study, request.ask, thinned), plan.study.protocol.codec)
+                noised = only_noised(plan.study, request.ask, thinned)
+                sums = written(noised, plan.study.protocol.codec, request, rng)
                 state = after
             except UpdateRejected as error:
                 refusal, sums = str(error), {}

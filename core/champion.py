@@ -23,7 +23,7 @@ def judged(
     """
     if known or not closed.scores or closed.scored == 0:
         return closed.state, None
-    decision = judge(rule, closed.scores, closed.paired if closed.state.champion else None, failed)
+    decision = judge(rule, closed.scores, closed.paired if closed.state.champion else None, failed, closed.worse)
     if not decision.promote:
         return closed.state, decision
     return replace(closed.state, champion=Champion(closed.scored, before.theta)), decision

@@ -20,6 +20,7 @@ from fedrounds.core.algorithm import Scores
 from fedrounds.core.masked import TOGETHER
 from fedrounds.core.operations import Promotion
 from fedrounds.core.params import Array
+from fedrounds.core.worse import Worse
 
 Outcome = Literal["promoted", "kept", "pending"]
 
@@ -51,6 +52,7 @@ class Decision(NamedTuple):
     sites: Mapping[str, Interval] = {}
     checks: tuple[Check, ...] = ()
     confidence: float = 0.0
+    worse: Worse | None = None  # under masks: how many sites' losses rose
 
     @property
     def promote(self) -> bool:
@@ -78,7 +80,11 @@ def interval(sums: Array, confidence: float) -> Interval:
 
 
 def judge(
-    rule: Promotion, candidate: Scores, paired: Mapping[str, Array] | None, failed: Sequence[str] = ()
+    rule: Promotion,
+    candidate: Scores,
+    paired: Mapping[str, Array] | None,
+    failed: Sequence[str] = (),
+    worse: Worse | None = None,
 ) -> Decision:
     """Hold a version against the rule.
 
@@ -90,6 +96,8 @@ def judge(
         candidate: what each site's validation rows say of the version, for the sentence.
         paired: site -> [n, Σd, Σd²] against the champion, of sites with validation rows; None if there is no champion.
         failed: sites whose data did not pass the gate in the version's own round.
+        worse: under masks, at how many sites the loss rose by more than the protocol's margin, which then takes the place of `rule.margin`:
+            there must be none.
 
     >>> scores = {"east": (np.array([10.0, 4.0, 0, 0]), np.zeros(0)), "west": (np.array([10.0, 7.0, 0, 0]), np.zeros(0))}
     >>> paired = {"east": np.array([10.0, -2.0, 0.4]), "west": np.array([10.0, 1.0, 0.1])}
@@ -116,15 +124,19 @@ def judge(
     must = 0.0 - rule.improvement
     better = Check("improvement", pooled.high is not None and pooled.high < must, pooled.high, must)
     harmless = Check("margin", rise <= rule.margin, rise, rule.margin)
-    checks = (better, *gates) if masked else (better, harmless, *gates)
-    found = Decision("kept", "", pooled, {} if masked else sites, checks, rule.confidence)
-    where = "" if masked else f"; worst at '{worst}', {rise:+.4g}"
+    if masked and worse:
+        harmless = Check("worse", worse.sites == 0, float(worse.sites), 0.0)
+    checks = (better, *gates) if masked and not worse else (better, harmless, *gates)
+    found = Decision("kept", "", pooled, {} if masked else sites, checks, rule.confidence, worse)
+    where = f"; {worse.said}" if worse else "" if masked else f"; worst at '{worst}', {rise:+.4g}"
     over = "all sites together" if masked else f"{len(shared)} sites"
 
     after = sum(float(candidate[site][0][1]) for site in shared) / pooled.n
     change = f"pooled {after - pooled.mean:.4g} to {after:.4g}"
     sure = f"{_interval(pooled, rule.confidence)}{change}"
-    if not harmless.passed and not masked:
+    if worse and not harmless.passed:
+        why = f"{worse.said} ({change})"
+    elif not harmless.passed and not masked:
         now = float(candidate[worst][0][1]) / sites[worst].n
         why = f"the loss at '{worst}' rose by {rise:.4g} from {now - rise:.4g} to {now:.4g}, the margin is {rule.margin:.4g} ({change})"
     elif not better.passed:

@@ -19,7 +19,7 @@ import numpy as np
 
 from fedrounds.core import phases, sheets
 from fedrounds.core.algorithm import Folded, Scores, Sums
-from fedrounds.core.codec import foreign, narrow, widen
+from fedrounds.core.codec import beside, foreign, narrow, read
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
 from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
@@ -28,6 +28,7 @@ from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.state import RunState
+from fedrounds.core.worse import Worse, counted
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class Closed:
     heard: tuple[str, ...] = ()  # under masks: whose sum it is; scores and training are then of all together
     clipped: int = 0  # under masks: numbers that were beyond the clip
     keyring: Keyring | None = None  # under masks: for the next round
+    worse: Worse | None = (
+        None  # under masks: at how many sites the loss rose above the champion's, where that is counted
+    )
 
 
 def open_round(
@@ -131,6 +135,7 @@ def _closed(
     refused: Mapping[str, str],
     opened: Opened | None = None,
     clipped: int = 0,
+    worse: Worse | None = None,
 ) -> Asking | Closed:
     masking = asking.masking
     keyring = opened.keyring if opened else None
@@ -150,6 +155,7 @@ def _closed(
         answered if masking else (),
         clipped,
         keyring,
+        worse,
     )
 
 
@@ -166,7 +172,9 @@ def _unmasked(
     sums, clipped = sheet.sums(after.words, after.sites)
     whole = sheets.together(sums, sheets.scale(plan.study, masking.outer.arrays))
     folded = plan.algorithms[ask].fold(asking.state, [(TOGETHER, whole)])
-    return _closed(asking, plan, folded, ask, after.heard, refused, after, clipped)
+    margin = plan.study.masked.margin if plan.study.masked else None
+    worse = counted(sums["worse"], margin, len(after.heard)) if "worse" in sums and margin is not None else None
+    return _closed(asking, plan, folded, ask, after.heard, refused, after, clipped, worse)
 
 
 def sheet_of(plan: Plan, asked: Request) -> Sheet:
@@ -229,7 +237,7 @@ def _accepted(
             raise UpdateRejected(f"{said} from site '{reply.site}': its study file is another one, or its Fedrounds is")
         answered.append(reply.site)
         factor = asking.factors.get(reply.site)
-        sums = widen(reply.arrays)
+        sums = read(reply.arrays, plan.study.protocol.codec, asking.request)
         yield reply.site, sums if factor is None else {**sums, "factor": np.array(factor)}
     if len(answered) < asking.quorum:
         reasons = (
@@ -280,7 +288,7 @@ def expected(request: Request, plan: Plan) -> Shapes:
         return phases.expected(request, {})
     if plan.study.masked:
         return phases.expected(request, sheet_of(plan, request).layout())
-    shapes = plan.algorithms[request.ask].shapes(request.exchange)
+    shapes = beside(plan.algorithms[request.ask].shapes(request.exchange), plan.study.protocol.codec)
     if "champion" in request.arrays:
         shapes = {**shapes, "paired": (PAIRED,)}
     return {name: (shape, "") for name, shape in shapes.items()}

@@ -23,6 +23,7 @@ from fedrounds.core.preprocess import columns_of
 from fedrounds.core.privacy.grid import Grid
 from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.study import Number, Study
+from fedrounds.core.worse import SIZE, answered
 
 ROWS = 2.0**24  # of a site
 SUMS = 2.0**30
@@ -40,6 +41,7 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
     assert study.masked is not None
     wide = SQUARES if study.target.kind == "regression" else SUMS
     sizes = {**shapes, **({"paired": (3,)} if champion else {}), **({"weight": (1,)} if "delta" in shapes else {})}
+    sizes |= {"worse": (SIZE,)} if champion and study.masked.margin is not None else {}
     grids: dict[str, Grid] = {}
     for name, shape in sizes.items():
         if name == "delta":
@@ -52,7 +54,10 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
 
 
 def weighed(study: Study, sums: Sums, site: str, scale: float) -> Sums:
-    """A site's sums with its update times its share of the weight, and that share beside it. Sums without an update stay as they are."""
+    """A site's sums with its update times its share of the weight, and that share beside it; and whether it got worse, where that counts."""
+    margin = study.masked.margin if study.masked else None
+    if "paired" in sums and margin is not None:
+        sums = {**sums, "worse": answered(sums, margin)}
     if "delta" not in sums:
         return sums
     weight = share(study, site, float(sums["train"][0]))

@@ -8,6 +8,7 @@ from typing import Any
 CHECKS = {
     "improvement": "upper end of the pooled mean difference, below",
     "margin": "worst hospital's mean difference, at most",
+    "worse": "hospitals whose mean difference is above the protocol's margin, at most",
     "gates": "hospitals whose data did not pass the gate, at most",
 }
 

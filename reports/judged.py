@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,18 +14,35 @@ from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import groups
 from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.result import NAMES, figure, plain
-from fedrounds.reports.words import SMALLEST, listed, shown
+from fedrounds.reports.words import SMALLEST, count, listed, shown
+
+
+def hidden_by_masks(record: Mapping[str, Any]) -> str:
+    """Why there is no table of hospitals, and of how many the sums are."""
+    asked = len({*record["sites"], *record.get("refused", {}), *record.get("excluded", {})})
+    return (
+        "This study masks its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
+        " hospitals here. What is shown elsewhere is about all patients together,"
+        f" at {record['masked']['heard']} of {count(asked, 'hospital')}."
+    )
+
+
+def words_of_count(worse: Mapping[str, Any] | None) -> str:
+    """At how many hospitals the model did worse than the champion before it, empty where nobody counted."""
+    if not worse:
+        return ""
+    return (
+        f"Compared with the champion before it, the loss rose by more than {plain(float(worse['margin']))} at {worse['sites']} of"
+        f" {count(worse['compared'], 'hospital')} that compared the two. Each said yes or no under the masks: which ones it was is not known."
+    )
 
 
 def fairness(of: Evidence) -> Markup | None:
     """The spread of the metric and of calibration over the hospitals, the worst one, and those that nobody can judge."""
     scores = of.record["sites"]
+    counted = words_of_count((of.record.get("decision") or {}).get("worse"))
     if of.record.get("masked"):
-        return tag(
-            "p",
-            "This study masks its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
-            " hospitals here. What is shown elsewhere is about all patients together.",
-        )
+        return tag("div", tag("p", hidden_by_masks(of.record)), tag("p", counted) if counted else None)
     if len(scores) < 2:
         return None
     measured = {site: v for site in scores if (v := of.of(site, of.metric)) is not None}

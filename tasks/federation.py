@@ -15,7 +15,7 @@ from fedrounds.core.errors import QuorumError
 from fedrounds.core.plan import build
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.fsspec import Folder as Mail
-from fedrounds.tasks import agreed, package
+from fedrounds.tasks import agreed, masks, package
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.correspondence import Correspondence
@@ -44,6 +44,8 @@ class Federation:
         """
         sites, plan = roster.active(self.home), build(self.folder.study)
         keys = agreed.published(self.home) if self.folder.study.masked else {}
+        if keys:
+            masks.enough(self.folder.study, keys)
         if keys:  # who has joined since is asked once the others know its key
             sites = {name: site for name, site in sites.items() if site.key == keys.get(name, b"").hex()}
         quorum = self.folder.operations.quorum_of(len(sites))

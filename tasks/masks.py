@@ -8,6 +8,7 @@ from fedrounds.core.errors import StudyError
 from fedrounds.core.operations import Operations
 from fedrounds.core.privacy.epoch import FEWEST
 from fedrounds.core.study import Study
+from fedrounds.core.worse import FEWEST as FEWEST_COUNTED
 
 
 def enough(study: Study, sites: Collection[str]) -> None:
@@ -15,6 +16,11 @@ def enough(study: Study, sites: Collection[str]) -> None:
     if study.masked and len(sites) < FEWEST:
         raise StudyError(
             f"expected at least {FEWEST} sites for masked sums, found {len(sites)}: with two, each would know the other's part"
+        )
+    if study.masked and study.masked.margin is not None and len(sites) < FEWEST_COUNTED:
+        raise StudyError(
+            f"expected at least {FEWEST_COUNTED} sites to count those that got worse, found {len(sites)}: among so few the count says too"
+            " much of each; leave out privacy.protect.margin"
         )
 
 
@@ -24,7 +30,8 @@ def require(study: Study, operations: Operations) -> None:
         return
     gate = operations.gate
     hidden = {
-        "`margin` under [promotion]: no site's own loss is known": "margin" in operations.promotion.model_fields_set,
+        "`margin` under [promotion]: no site's own loss is known (from five sites on privacy.protect.margin counts under masks those that got"
+        " worse)": "margin" in operations.promotion.model_fields_set,
         "[drift]: no site's own histogram is known": operations.drift is not None,
         "`down-weight` under [gate]: no site's own update is known": "down-weight"
         in (gate.policy, gate.warning, gate.info),

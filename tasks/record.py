@@ -55,6 +55,7 @@ def decided(decision: Decision) -> dict[str, Any]:
         "paired": decision.paired and {**_interval(decision.paired), "confidence": decision.confidence},
         "sites": {site: _interval(found) for site, found in decision.sites.items()},
         "checks": [check._asdict() for check in decision.checks],
+        **({"worse": decision.worse._asdict()} if decision.worse else {}),
     }
 
 

@@ -318,6 +318,12 @@ def test_a_roster_gives_this_hospital_its_own_key_or_is_not_gone_by(apart, tmp_p
         ("operations.toml", "\n[promotion]", "\n[promotion]\nmargin = 0.1", "`margin` under [promotion]"),
         ("operations.toml", "[gate]", "[drift]\n[gate]", "[drift]: no site's own histogram is known"),
         ("operations.toml", 'policy = "exclude"', 'policy = "down-weight"', "`down-weight` under [gate]"),
+        (
+            "study.toml",
+            '\nprotect = { kind = "masked"',
+            '\nprotect = { kind = "masked", margin = 0.1',
+            "expected at least 5 sites to count those that got worse, found 3",
+        ),
         ("study.toml", ", range = [50, 300]", "", "masked sums need the range of every number"),
         (
             "study.toml",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from fedrounds.core.frozen import Frozen, Rate
+from fedrounds.core.frozen import Frozen, NonNegative, Rate
 from fedrounds.core.privacy.patient import Differential
 
 
@@ -21,13 +21,19 @@ class Masked(Frozen):
     """The coordinator sees sums over the sites alone (secure aggregation, Bonawitz et al. 2017).
 
     `clip`: a number of an update, times its site's share of the weight, is clipped to ±clip and counted; `bits`: of the word that it
-    travels in, the wider the finer; `batch`: exchanges for which keys are made at a time.
+    travels in, the wider the finer; `batch`: exchanges for which keys are made at a time; `margin`: where it is set, sites count under masks
+    at how many of them the loss rose by more than this above the champion's (`core/worse.py`).
     """
 
     kind: Literal["masked"]
     clip: Rate = 8.0
     bits: Literal[16, 32, 64] = 32
     batch: int = Field(default=32, ge=4, le=256)
+    margin: NonNegative | None = None
+
+    @model_serializer(mode="wrap")
+    def _older_studies_keep_their_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 Protect = Annotated[Plain | Masked, Field(discriminator="kind")]
