@@ -26,6 +26,7 @@ from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
 from fedrounds.core.messages import Ask, Reply, Request
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
+from fedrounds.core.privacy.joint import HEARD
 from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.state import RunState
 
@@ -165,6 +166,8 @@ def _unmasked(
     sheet = sheet_of(plan, masking.outer)
     sums, clipped = sheet.sums(after.words, after.sites)
     whole = sheets.together(sums, sheets.scale(plan.study, masking.outer.arrays))
+    if plan.study.privacy.dp:
+        whole = {**whole, HEARD: np.array([len(after.heard), after.sites])}
     folded = plan.algorithms[ask].fold(asking.state, [(TOGETHER, whole)])
     return _closed(asking, plan, folded, ask, after.heard, refused, after, clipped)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fedrounds.core.errors import StudyError
+from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.operations import Operations
 from fedrounds.core.privacy.epoch import FEWEST
+from fedrounds.core.privacy.noised import honest
 from fedrounds.core.study import Study
 
 
@@ -16,6 +17,11 @@ def enough(study: Study, sites: Collection[str]) -> None:
         raise StudyError(
             f"expected at least {FEWEST} sites for masked sums, found {len(sites)}: with two, each would know the other's part"
         )
+    if study.masked and study.privacy.dp:
+        try:
+            honest(len(sites), study.privacy.dp.colluders)
+        except UpdateRejected as error:
+            raise StudyError(str(error)) from None
 
 
 def require(study: Study, operations: Operations) -> None:
