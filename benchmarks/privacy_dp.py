@@ -1,6 +1,8 @@
 """Differential privacy, measured: rows 5 to 7 of the acceptance goals, and what privacy costs in AUC. Writes docs/privacy-dp.md.
 
-    python benchmarks/privacy_dp.py [SEEDS]
+    python benchmarks/privacy_dp.py [SEEDS] [--only TITLE]
+
+`--only` measures one section again, and leaves the rest of the page as it is.
 
 opacus is an oracle alone: it is run, turn about, where `benchmarks/.opacus-venv` holds it (`pip install opacus==1.6.0` there), else left out.
 """
@@ -298,7 +300,13 @@ HONEST = (
 
 def main() -> None:
     """Print the page, and write it."""
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    from privacy_together import rows
+
+    words = sys.argv[1:]
+    only = words[words.index("--only") + 1] if "--only" in words else ""
+    seeds = int(words[0]) if words and words[0].isdigit() else 10
+    page = HERE.parent / "docs" / "privacy-dp.md"
+    before = dict(re.findall(r"(?ms)^## ([^\n]+)\n\n(.*?)\n*(?=^## |\Z)", page.read_text(encoding="utf-8"))) if only else {}
     lines = [
         "# Differential privacy, measured",
         "",
@@ -307,8 +315,12 @@ def main() -> None:
     ]
     for title, part in (
         ("Accounting", accounting), ("Noise", sampler), ("Training speed", speed),
-        ("What privacy costs", lambda: wdbc_auc(seeds)), ("A small, hard study", lambda: heart_auc(seeds)),
+        ("What privacy costs", lambda: wdbc_auc(seeds)), ("What it costs where noise is made together", lambda: rows(seeds)),
+        ("A small, hard study", lambda: heart_auc(seeds)),
     ):  # fmt: skip
+        if only and title != only:
+            lines += [f"## {title}", "", before[title], ""] if title in before else []
+            continue
         lines += [f"## {title}", ""]
         try:
             for line in part():
@@ -320,7 +332,7 @@ def main() -> None:
             lines.append(f"Not measured: {type(error).__name__}: {error}")
             print(lines[-1])
         lines.append("")
-    (HERE.parent / "docs" / "privacy-dp.md").write_text("\n".join(lines), encoding="utf-8")
+    page.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

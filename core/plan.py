@@ -22,7 +22,7 @@ from fedrounds.core.models.mlp import mlp
 from fedrounds.core.models.multinomial import multinomial
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
-from fedrounds.core.privacy import private
+from fedrounds.core.privacy import joint, private
 from fedrounds.core.profile import profiling
 from fedrounds.core.sheets import UNKNOWN, share
 from fedrounds.core.state import RunState
@@ -73,7 +73,8 @@ class Plan:
         """Statistics that change nothing: for rows that are a design matrix already."""
         width = len(self.columns)
         nothing = {"impute": np.zeros(len(self.study.features)), "center": np.zeros(width), "scale": np.ones(width)}
-        return nothing | ({"rows": np.array([UNKNOWN])} if self.study.masked else {})
+        rows = self.study.masked and not self.study.privacy.dp
+        return nothing | ({"rows": np.array([UNKNOWN])} if rows else {})
 
 
 def seed(*words: str) -> np.random.SeedSequence:
@@ -88,12 +89,16 @@ def build(study: Study) -> Plan:
     family = _family(study, len(columns), classes)
     step, bins = _server(study), study.validation.bins
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
-    agreed |= {"rows": (1,)} if study.masked else {}
+    agreed |= {"rows": (1,)} if study.masked and not study.privacy.dp else {}
     combine, weight = weighted_mean(), _weight(study)
     algorithms: dict[Ask, Algorithm]
     if dp := study.privacy.dp:
-        train = private.training(study, dp, family, combine, step, weight, agreed)
-        algorithms = {"statistics": private.statistics(study, dp), "train": train, "score": private.silent(train)}
+        if study.masked:
+            first, train = joint.statistics(study, dp), joint.training(study, dp, family, step, agreed)
+        else:
+            first = private.statistics(study, dp)
+            train = private.training(study, dp, family, combine, step, weight, agreed)
+        algorithms = {"statistics": first, "train": train, "score": private.silent(train)}
     else:
         score = scoring(family, study.target.kind, classes, bins, agreed)
         train = averaging(score, family, _penalised(family, study.model.l2), _local(study), combine, step, weight)

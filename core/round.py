@@ -26,6 +26,7 @@ from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
 from fedrounds.core.messages import Ask, Reply, Request
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
+from fedrounds.core.privacy.joint import HEARD
 from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.state import RunState
 from fedrounds.core.worse import Worse, counted
@@ -171,6 +172,8 @@ def _unmasked(
     sheet = sheet_of(plan, masking.outer)
     sums, clipped = sheet.sums(after.words, after.sites)
     whole = sheets.together(sums, sheets.scale(plan.study, masking.outer.arrays))
+    if plan.study.privacy.dp:
+        whole = {**whole, HEARD: np.array([len(after.heard), after.sites])}
     folded = plan.algorithms[ask].fold(asking.state, [(TOGETHER, whole)])
     margin = plan.study.masked.margin if plan.study.masked else None
     worse = counted(sums["worse"], margin, len(after.heard)) if "worse" in sums and margin is not None else None

@@ -20,6 +20,7 @@ from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.messages import Ask
 from fedrounds.core.params import Array
 from fedrounds.core.preprocess import columns_of
+from fedrounds.core.privacy import joint
 from fedrounds.core.privacy.grid import Grid
 from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.study import Number, Study
@@ -42,6 +43,8 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
     wide = SQUARES if study.target.kind == "regression" else SUMS
     sizes = {**shapes, **({"paired": (3,)} if champion else {}), **({"weight": (1,)} if "delta" in shapes else {})}
     sizes |= {"worse": (SIZE,)} if champion and study.masked.margin is not None else {}
+    if study.privacy.dp:
+        return Sheet(joint.grids(study, ask, sizes), sizes)
     grids: dict[str, Grid] = {}
     for name, shape in sizes.items():
         if name == "delta":
@@ -60,7 +63,7 @@ def weighed(study: Study, sums: Sums, site: str, scale: float) -> Sums:
         sums = {**sums, "worse": answered(sums, margin)}
     if "delta" not in sums:
         return sums
-    weight = share(study, site, float(sums["train"][0]))
+    weight = share(study, site, float(sums["train"][0]) if "train" in sums else 1.0)
     return {**sums, "delta": sums["delta"] * (weight / scale), "weight": np.array([weight])}
 
 

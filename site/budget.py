@@ -92,11 +92,16 @@ class Budgets(Database):
                 db, dataset, study, round, question, "reserve", 0, json.dumps([event.to_json() for event in events]), ""
             )
 
-    def spend(self, number: int, reply: bytes) -> None:
-        """The events of a reservation have happened, and this is what leaves."""
+    def spend(self, number: int, reply: bytes, keep: bool = True) -> None:
+        """The events of a reservation have happened, and this is what leaves.
+
+        Args:
+            keep: whether the bytes are kept here, to be given again. What was masked is kept by whoever keeps the secrets that it used up.
+        """
         with self._write() as db:
             question = self._settle(db, number, "spend", sha256(reply).hexdigest())
-            db.execute("INSERT INTO replies VALUES (?, ?)", (question, reply))
+            if keep:
+                db.execute("INSERT INTO replies VALUES (?, ?)", (question, reply))
 
     def void(self, number: int) -> None:
         """Take a reservation back: nothing but a refusal leaves."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fedrounds.core.errors import StudyError
+from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.operations import Operations
 from fedrounds.core.privacy.epoch import FEWEST
+from fedrounds.core.privacy.noised import honest
 from fedrounds.core.study import Study
 from fedrounds.core.worse import FEWEST as FEWEST_COUNTED
 
@@ -22,6 +23,11 @@ def enough(study: Study, sites: Collection[str]) -> None:
             f"expected at least {FEWEST_COUNTED} sites to count those that got worse, found {len(sites)}: among so few the count says too"
             " much of each; leave out privacy.protect.margin"
         )
+    if study.masked and study.privacy.dp:
+        try:
+            honest(len(sites), study.privacy.dp.colluders)
+        except UpdateRejected as error:
+            raise StudyError(str(error)) from None
 
 
 def require(study: Study, operations: Operations) -> None:

@@ -136,9 +136,16 @@ class Ward(Traffic):
     def masked(self, asked: Request, vault: Vault, me: Self, memory: SiteState) -> tuple[Vault, SiteState, Reply]:
         """Answer one request of a study that masks its sums; returns the secrets and the memory that it leaves."""
         with withheld(f"an answer of site '{self.name}'"):
+            charged = bool(events(self.plan.study, asked.ask))
+            number = self._reserve(asked) if charged else 0
+            if isinstance(number, str):
+                return vault, memory, answer_to(asked, self.name, number)
             data = None if asked.ask in PHASES else self._data(asked)
             rng = self.plan.rng(asked.round, self.name)
-            return handle_masked(asked, vault, me, memory, data, self.plan, self.policy, rng)
+            vault, memory, reply = handle_masked(asked, vault, me, memory, data, self.plan, self.policy, rng)
+            if charged:  # whoever carries it keeps the bytes, together with the secrets that they used up
+                self._settle(number, reply, keep=False)
+            return vault, memory, reply
 
     def _data(self, asked: Request) -> Cohort | Rows:
         return self._cohort() if asked.ask in OF_TABLE or self.rows is None else self.rows
@@ -149,26 +156,37 @@ class Ward(Traffic):
 
     def _charged(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
         """An answer that costs privacy: written down before a row is touched, and given again as the same bytes for nothing."""
+        before = self._ledger.reply(privacy.question(asked, self.fingerprint, self.name))
+        if before is not None:
+            return memory, decode(before, Reply)
+        number = self._reserve(asked)
+        if isinstance(number, str):
+            return memory, answer_to(asked, self.name, number)
+        after, reply = self._answered(asked, memory)
+        self._settle(number, reply, keep=True)
+        return after, reply
+
+    def _reserve(self, asked: Request) -> int | str:
+        """Write down what an answer will cost; the line's number, or why the budget does not allow it."""
+        study, question = self.plan.study, privacy.question(asked, self.fingerprint, self.name)
+        limits = privacy.limits(study, self.policy)
+        return self._ledger.reserve(
+            self.name, self.plan.digest, asked.round, question, events(study, asked.ask), *limits
+        )
+
+    def _settle(self, number: int, reply: Reply, keep: bool) -> None:
+        if reply.refusal:
+            self._ledger.void(number)
+        else:
+            self._ledger.spend(number, encode(reply), keep)
+
+    @property
+    def _ledger(self) -> Budgets:
         if self.budgets is None:
             raise StateError(
                 f"expected a privacy budget for site '{self.name}', found none: this way of running it keeps no ledger"
             )
-        study, question = self.plan.study, privacy.question(asked, self.fingerprint, self.name)
-        before = self.budgets.reply(question)
-        if before is not None:
-            return memory, decode(before, Reply)
-        limits = privacy.limits(study, self.policy)
-        number = self.budgets.reserve(
-            self.name, self.plan.digest, asked.round, question, events(study, asked.ask), *limits
-        )
-        if isinstance(number, str):
-            return memory, answer_to(asked, self.name, number)
-        after, reply = self._answered(asked, memory)
-        if reply.refusal:
-            self.budgets.void(number)
-        else:
-            self.budgets.spend(number, encode(reply))
-        return after, reply
+        return self.budgets
 
     @property
     def remembers(self) -> bool:

@@ -123,7 +123,7 @@ AGES = Study.model_validate(
 def difference(release):
     """What a coordinator works out of one patient who came between two questions: their age."""
     ages = np.array([[30.0], [40.0], [50.0], [83.0]])
-    with_, without = release(private._vector(ages, AGES)), release(private._vector(ages[:-1], AGES))
+    with_, without = release(private.vector(ages, AGES)), release(private.vector(ages[:-1], AGES))
     return 50 + 50 * (with_[1] - without[1])
 
 

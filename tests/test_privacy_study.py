@@ -166,15 +166,15 @@ def test_one_patient_moves_the_statistics_by_at_most_the_sensitivity():
             ]
         )
         others = rng.uniform(0, 2, (5, 2)).round()
-        moved = private._vector(np.vstack([others, row]), STUDY) - private._vector(others, STUDY)
+        moved = private.vector(np.vstack([others, row]), STUDY) - private.vector(others, STUDY)
         assert np.linalg.norm(moved) <= bound + 1e-12
-    extreme = private._vector(np.array([[100.0, 1.0]]), STUDY)
+    extreme = private.vector(np.array([[100.0, 1.0]]), STUDY)
     assert np.linalg.norm(extreme) == pytest.approx(bound), "and no smaller bound holds"
 
 
 def test_statistics_without_noise_are_the_means_and_deviations():
     data = cohort(n=4000)
-    agreed = private._agreed(private._vector(data.values[~data.valid], STUDY), STUDY)
+    agreed = private.agreed(private.vector(data.values[~data.valid], STUDY), STUDY)
     exact = data.values[~data.valid][:, 0]
     assert agreed["impute"][0] == pytest.approx(exact.mean())
     assert (agreed["center"][0], agreed["scale"][0]) == pytest.approx((exact.mean(), exact.std()))
@@ -183,7 +183,7 @@ def test_statistics_without_noise_are_the_means_and_deviations():
 
 
 def test_statistics_of_nobody_are_finite():
-    agreed = private._agreed(np.full(7, -50.0), STUDY)
+    agreed = private.agreed(np.full(7, -50.0), STUDY)
     assert all(np.isfinite(array).all() for array in agreed.values())
     assert (agreed["scale"] > 0).all()
 

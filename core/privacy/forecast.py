@@ -9,6 +9,7 @@ from fedrounds.core.plan import Plan
 from fedrounds.core.privacy import private
 from fedrounds.core.privacy.accounting import epsilon
 from fedrounds.core.privacy.noise import Gaussian
+from fedrounds.core.privacy.noised import honest
 
 DROWNED = (
     0.5  # noise over the most that signal can be, after all steps: above it a study is not worth its patients' privacy
@@ -39,7 +40,11 @@ class Forecast(NamedTuple):
 def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
     """The course of so many rounds at so many sites; None without differential privacy.
 
-    The averaged step of K sites has noise of z √d / (q n √K) clips in length, and signal of at most one clip.
+    The averaged step of K sites has noise of z √d / (q n √K) clips in length, and signal of at most one clip. Under masks the noise is
+    made together, and is z √d / (q n K) √(K / (t - c)).
+
+    Raises:
+        UpdateRejected: under masks, too few sites are left to make noise.
     """
     dp, study = plan.study.privacy.dp, plan.study
     if dp is None:
@@ -49,10 +54,13 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
     reach = min(rounds, dp.rounds)
     epsilons = tuple(epsilon([first, one._replace(times=one.times * r)], budget.delta) for r in range(reach + 1))
     mechanism = Gaussian(dp.clip, one.multiplier, size)
-    noise = mechanism.deviation / dp.clip * sqrt(size / sites) / dp.batch
+    apart = (
+        sqrt(sites / honest(sites, dp.colluders)) / sites if study.masked else 1 / sqrt(sites)
+    )  # of one site's noise in the mean
+    noise = mechanism.deviation / dp.clip * sqrt(size) * apart / dp.batch
     drowned = noise / sqrt(max(reach, 1) * dp.steps)
     counts = Gaussian(private.sensitivity(study), first.multiplier, 1 + sum(map(private.shares_of, study.features)))
-    blurred = counts.deviation / (dp.patients * sqrt(sites))
+    blurred = counts.deviation / dp.patients * apart
     warnings = [
         (
             rounds > dp.rounds,
@@ -69,6 +77,10 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
         (
             budget.delta > 1 / dp.patients,
             f"δ = {budget.delta:.2g} is more than one patient in {dp.patients}: state a smaller one",
+        ),
+        (
+            study.masked is not None and not dp.spare,
+            "an exchange that is asked again, after a crash or a lost quorum, costs again: state privacy.dp.spare, or the last may be refused",
         ),
         (budget.epsilon > 10, f"ε = {budget.epsilon:.3g} bounds next to nothing of what is learnt about a patient"),
     ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedrounds.core.frozen import Frozen, Rate
 from fedrounds.core.privacy.accounting import Budget, Event, multiplier
 
 UNSTATED = (1, 32)  # epochs and batch of a local rule that states neither
+MOST_EXCHANGES = 64  # of a round
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -27,6 +28,9 @@ class Differential(Frozen):
         sample_rate: a patient's chance to be in a step's batch, drawn anew each step.
         steps: of a round.
         statistics: round 0's share of ε.
+        colluders: under masks, how many sites of a sum may tell the coordinator the noise that they drew; as many as the masks withstand
+            (⌈n/3⌉ - 1 of n) where it is left out. The fewer, the less noise.
+        spare: under masks, exchanges that may be asked again after a crash or a lost quorum: each costs as the first time did.
     """
 
     unit: Literal["patient", "hospital"]
@@ -38,6 +42,8 @@ class Differential(Frozen):
     sample_rate: float = Field(default=0.25, gt=0, le=1)
     steps: int = Field(default=5, ge=1, le=10_000)
     statistics: Share = 0.3
+    colluders: int | None = Field(default=None, ge=0)
+    spare: int = Field(default=0, ge=0, le=100_000)
 
     @model_validator(mode="after")
     def _offered(self) -> Self:
@@ -46,6 +52,12 @@ class Differential(Frozen):
                 "unit 'hospital' needs masked sums that are noised together, which are not there yet: state unit = \"patient\""
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Studies that are older than these words keep their digest."""
+        found: dict[str, Any] = plain(self)
+        return {key: value for key, value in found.items() if (key, value) not in (("colluders", None), ("spare", 0))}
 
     @property
     def budget(self) -> Budget:
@@ -63,8 +75,26 @@ class Differential(Frozen):
 
     def training_event(self) -> Event:
         """What one round of training costs: `rounds` of them use up what round 0 leaves."""
-        z = multiplier(self.budget, self.sample_rate, self.rounds * self.steps, (self.statistics_event(),))
+        releases = self.rounds * self.steps + self.spare
+        z = multiplier(self.budget, self.sample_rate, releases, (self.statistics_event(),))
         return Event(z, self.sample_rate, self.steps)
+
+    def require_together(self, bits: int) -> None:
+        """Raise ValueError where it does not go with masks over words of so many bits."""
+        if bits < 32:
+            raise ValueError(f"noised numbers need words of 32 or 64 bits, found privacy.protect.bits = {bits}")
+        if self.steps > MOST_EXCHANGES:
+            raise ValueError(
+                f"under masks each step of a round is an exchange: expected at most {MOST_EXCHANGES} privacy.dp.steps, found {self.steps}"
+            )
+
+    def require_apart(self) -> None:
+        """Raise ValueError where words are stated that mean something under masks alone."""
+        if self.colluders is not None or self.spare:
+            raise ValueError(
+                "without masks each site makes all its noise by itself, and says the same again for nothing: leave out"
+                " privacy.dp.colluders and spare, or set privacy.protect to masked"
+            )
 
     def require(self, unbounded: Sequence[str], local: str, batches: tuple[int, int | str], weights: object) -> None:
         """Raise ValueError where the rest of the study does not go with it.

@@ -39,14 +39,18 @@ def events(study: Study, ask: str) -> tuple[Event, ...]:
     dp = study.privacy.dp
     if dp is None or ask not in ("statistics", "train"):
         return ()
-    return (dp.statistics_event() if ask == "statistics" else dp.training_event(),)
+    trained = (
+        dp.training_event()._replace(times=1) if study.masked else dp.training_event()
+    )  # under masks a step is an exchange
+    return (dp.statistics_event() if ask == "statistics" else trained,)
 
 
 def only_noised(study: Study, ask: Ask, sums: Sums) -> Sums:
     """The sums as they are, at the wall.
 
     Guarantees:
-        * under differential privacy nothing leaves but what was made with noise and is charged, whatever an algorithm hands over.
+        * under differential privacy nothing leaves but what was made with noise and is charged, whatever an algorithm hands over. (Under
+          masks it gets its noise on the way from here into words: `joint.grids`.)
 
     Raises:
         UpdateRejected: there is more.
@@ -88,14 +92,14 @@ def statistics(study: Study, dp: Differential) -> Algorithm:
 
     def answer(payload: Payload, memory: SiteState, data: Cohort, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         del payload, rng
-        return memory, {"noised": mechanism().release(_vector(data.values[~data.valid], study), Bits())}
+        return memory, {"noised": mechanism().release(vector(data.values[~data.valid], study), Bits())}
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
         total, sites = np.zeros(size), 0
         for _, sums in replies:
             total, sites = total + sums["noised"], sites + 1
         noise = mechanism().deviation * sqrt(sites)
-        return Folded(replace(state, exchange=0, work={}, statistics=_agreed(total, study, noise)))
+        return Folded(replace(state, exchange=0, work={}, statistics=agreed(total, study, noise)))
 
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
         del exchange
@@ -104,7 +108,7 @@ def statistics(study: Study, dp: Differential) -> Algorithm:
     return Algorithm(_asks_nothing, answer, fold, shapes, _none)
 
 
-def _vector(values: Array, study: Study) -> Vector:
+def vector(values: Array, study: Study) -> Vector:
     """Rows, and what each feature adds; values (n, features)."""
     parts: list[Array] = [np.array([float(len(values))])]
     for j, feature in enumerate(study.features):
@@ -124,7 +128,7 @@ def _middle(feature: Number) -> tuple[float, float]:
     return (low + high) / 2, (high - low) / 2
 
 
-def _agreed(total: Vector, study: Study, noise: float = 0.0) -> dict[str, Array]:
+def agreed(total: Vector, study: Study, noise: float = 0.0) -> dict[str, Array]:
     """What to impute, centre and scale by. All of it is made from noised sums, so it may be worked on at will.
 
     Args:

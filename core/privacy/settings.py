@@ -62,9 +62,13 @@ class Privacy(Frozen):
                 f"masked sums need the range of every number, which bounds its sum: give one for {', '.join(unbounded[:8])}"
             )
         if self.masked and self.dp:
-            raise ValueError(
-                "masked sums and differential privacy do not go together yet: noise of many sites in one sum is not built; choose one"
-            )
+            self.dp.require_together(self.masked.bits)
+            if self.masked.margin is not None:
+                raise ValueError(
+                    "under differential privacy nobody is compared with the champion: leave out privacy.protect.margin"
+                )
+        elif self.dp:
+            self.dp.require_apart()
         if self.masked and codec != "float64":
             raise ValueError(
                 "masked sums travel as whole words: set their width by privacy.protect.bits, and leave out the codec"
