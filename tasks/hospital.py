@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fedrounds.core import answer as answers
 from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.errors import StudyError, UpdateRejected
@@ -27,7 +28,6 @@ from fedrounds.core.masked import Self
 from fedrounds.core.messages import Finding, Reply, Request, answer_to, decode, encode, pack, unpack
 from fedrounds.core.phases import PHASES
 from fedrounds.core.privacy import vault as vaults
-from fedrounds.core.privacy.secagg import Vault
 from fedrounds.exchange.name import Name, folder
 from fedrounds.site.book import Asked, Book, Question
 from fedrounds.site.budget import Budgets
@@ -256,7 +256,7 @@ class Hospital:
         if not roster:
             return memory, answer_to(request, self.name, NO_ROSTER), {}
         vault = self.book.fact(key)
-        before = vaults.load(bytes.fromhex(vault)) if vault else Vault()
+        before = vaults.load(bytes.fromhex(vault)) if vault else answers.empty(joined.plan)
         secrets, after, reply = ward.masked(request, before, Self(self.name, self.key, roster), memory)
         return after, reply, {key: vaults.dump(secrets).hex()}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedrounds.core.frozen import Frozen, Rate
+from fedrounds.core.frozen import Frozen, Name, Rate
 from fedrounds.core.privacy.patient import Differential
 
 
@@ -30,7 +30,21 @@ class Masked(Frozen):
     batch: int = Field(default=32, ge=4, le=256)
 
 
-Protect = Annotated[Plain | Masked, Field(discriminator="kind")]
+class Ckks(Frozen):
+    """The coordinator adds up encrypted numbers (CKKS, Cheon et al. 2017), and a site that holds the key opens sums alone.
+
+    `key_holder`: that site; `least`: it opens no sum of fewer; `clip`, `bits` as for masks; `batch`: exchanges for which a key serves.
+    """
+
+    kind: Literal["ckks"]
+    key_holder: Name
+    least: int = Field(default=3, ge=3)
+    clip: Rate = 8.0
+    bits: Literal[16, 32, 64] = 32
+    batch: int = Field(default=32, ge=1, le=256)
+
+
+Protect = Annotated[Plain | Masked | Ckks, Field(discriminator="kind")]
 
 
 class Privacy(Frozen):
@@ -40,9 +54,9 @@ class Privacy(Frozen):
     dp: Differential | None = None
 
     @property
-    def masked(self) -> Masked | None:
-        """How sums are masked, None where they are not."""
-        return self.protect if isinstance(self.protect, Masked) else None
+    def masked(self) -> Masked | Ckks | None:
+        """How sums are hidden, None where they are not."""
+        return None if isinstance(self.protect, Plain) else self.protect
 
     def require(self, unbounded: Sequence[str], codec: str) -> None:
         """Raise ValueError where the rest of the study does not go with it.
