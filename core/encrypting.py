@@ -67,6 +67,11 @@ def answer_phase(request: Request, safe: Safe, me: Self, protect: Ckks) -> tuple
     return after, cast(Mapping[str, Array], {"digits": found.view(np.uint64), "signature": as_bytes(signed)})
 
 
+def opens(request: Request) -> bool:
+    """Whether the key holder is asked to open a sum."""
+    return request.ask == "open" and "sum" in request.arrays
+
+
 def announced_by(request: Request) -> Request:
     """What is asked under encryption, without what is said of keys."""
     return replace(request, arrays={name: array for name, array in request.arrays.items() if name not in ANNOUNCED})
