@@ -71,7 +71,9 @@ def rows(seeds: int) -> Iterator[str]:
                 fold[test] = "test"
                 folded = Table({**table.columns, "fold": fold}, {})
                 parts = zip(np.array_split(deal(train), 4), np.array_split(deal(test), 4), strict=True)
-                cohorts = [clean(folded.take(np.concatenate(pair)), plan.study, f"s{k}") for k, pair in enumerate(parts)]
+                cohorts = [
+                    clean(folded.take(np.concatenate(pair)), plan.study, f"s{k}") for k, pair in enumerate(parts)
+                ]
                 found[which].append(auc(plan, summed(plan, {it.site: it for it in cohorts}, 20), cohorts))
         each, one = (f"{np.mean(these):.4f} ± {np.std(these):.4f}" for these in found.values())
         yield f"| ε = {eps:g}, statistics included | {each} | {one} | {goal} |"

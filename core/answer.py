@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, StringConstraints
 
-from fedrounds.core import masked, sheets, worse
+from fedrounds.core import encrypted, encrypting, masked, sheets, worse
 from fedrounds.core.algorithm import SiteState, Sums
 from fedrounds.core.codec import foreign, widen, written
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import OF_TABLE, Reply, Request, answer_to
+from fedrounds.core.params import Array
 from fedrounds.core.phases import PHASES
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import withhold
+from fedrounds.core.privacy.holder import Safe
 from fedrounds.core.privacy.private import only_noised
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.round import sheet_of
@@ -87,15 +90,15 @@ def handle(
 
 def handle_masked(
     request: Request,
-    vault: Vault,
+    vault: Vault | Safe,
     me: Self,
     state: SiteState,
     data: Cohort | Rows | None,
     plan: Plan,
     policy: Policy,
     rng: np.random.Generator,
-) -> tuple[Vault, SiteState, Reply]:
-    """Answer one request of a study that masks its sums.
+) -> tuple[Vault | Safe, SiteState, Reply]:
+    """Answer one request of a study that masks its sums, or encrypts them.
 
     Args:
         vault: the site's secrets for this study. The one that comes back must be stored before the reply leaves.
@@ -109,20 +112,38 @@ def handle_masked(
         if plan.study.masked.margin is not None and len(me.roster) < worse.FEWEST:
             raise UpdateRejected(f"its study counts who got worse, which takes {worse.FEWEST} sites on the roster")
         if request.ask in PHASES:
-            after, arrays = masked.answer_phase(request, vault, me)
+            after, arrays = _phase(request, vault, me, plan)
             return after, state, answer_to(request, me.site, "", arrays)
         assert data is not None
-        asked = masked.announced_by(request)
+        ckks = encrypted.protecting(plan.study)
+        asked = encrypting.announced_by(request) if ckks else masked.announced_by(request)
         left, refusal, sums = _answered(
             asked, state, data, plan, policy.model_copy(update={"merge_scores": False}), rng
         )
         if refusal:
             raise UpdateRejected(refusal)
         weighed = sheets.weighed(plan.study, sums, me.site, sheets.scale(plan.study, asked.arrays))
+        if isinstance(vault, Safe):
+            assert ckks is not None
+            arrays = encrypting.protect_sums(request, weighed, sheet_of(plan, asked), vault, me, ckks)
+            return vault, left, answer_to(request, me.site, "", arrays)
         after, arrays = masked.protect(request, weighed, sheet_of(plan, asked), vault, me)
         return after, left, answer_to(request, me.site, "", arrays)
     except UpdateRejected as error:
         return vault, state, answer_to(request, me.site, str(error))
+
+
+def empty(plan: Plan) -> Vault | Safe:
+    """The secrets of a site that has none yet, of the kind that the study's sums are hidden by."""
+    return Safe() if encrypted.protecting(plan.study) else Vault()
+
+
+def _phase(request: Request, vault: Vault | Safe, me: Self, plan: Plan) -> tuple[Vault | Safe, Mapping[str, Array]]:
+    ckks = encrypted.protecting(plan.study)
+    if isinstance(vault, Safe):
+        assert ckks is not None
+        return encrypting.answer_phase(request, vault, me, ckks)
+    return masked.answer_phase(request, vault, me)
 
 
 def _answered(

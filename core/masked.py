@@ -234,7 +234,7 @@ class Opened:
 
     words: Words
     heard: tuple[str, ...]
-    keyring: Keyring
+    keyring: Any  # a Keyring, of masks or of encryption
     sites: int  # of the roster, by which a step is as wide as it is
 
 

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import numpy as np
 
-from fedrounds.core import local, server
+from fedrounds.core import encrypted, local, server
 from fedrounds.core.algorithm import Algorithm
 from fedrounds.core.averaging import averaging, scoring
 from fedrounds.core.combine import weighted_mean
@@ -87,6 +87,7 @@ def build(study: Study) -> Plan:
     columns = tuple(name for feature in study.features for name in columns_of(feature))
     classes = len(study.target.classes) if isinstance(study.target, Multiclass) else 2
     family = _family(study, len(columns), classes)
+    encrypted.require(study, family.layout.size)
     step, bins = _server(study), study.validation.bins
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
     agreed |= {"rows": (1,)} if study.masked and not study.privacy.dp else {}

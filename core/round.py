@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fedrounds.core import phases, sheets
+from fedrounds.core import encrypted, phases, sheets
 from fedrounds.core.algorithm import Folded, Scores, Sums
 from fedrounds.core.codec import beside, foreign, narrow, read
+from fedrounds.core.encrypted import Encrypting
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
 from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
@@ -44,7 +45,7 @@ class Asking:
         default_factory=dict[str, str]
     )  # site -> reason, from earlier exchanges of the round
     factors: Mapping[str, float] = field(default_factory=dict[str, float])  # site -> what its lambda is multiplied by
-    masking: Masking | None = None  # where it stands, if the study masks its sums
+    masking: Masking | Encrypting | None = None  # where it stands, if the study hides its sums
 
     def request_to(self, site: str) -> Request:
         """The request as one site gets it: the same for all, but for what only it can unseal."""
@@ -66,7 +67,7 @@ class Roll:
 
     roster: Mapping[str, bytes]
     number: int
-    keyring: Keyring | None = None
+    keyring: Keyring | encrypted.Keyring | None = None
     before: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
@@ -84,7 +85,7 @@ class Closed:
     profiles: Mapping[str, Sums] = field(default_factory=dict[str, Sums])  # site -> its profile
     heard: tuple[str, ...] = ()  # under masks: whose sum it is; scores and training are then of all together
     clipped: int = 0  # under masks: numbers that were beyond the clip
-    keyring: Keyring | None = None  # under masks: for the next round
+    keyring: Keyring | encrypted.Keyring | None = None  # under masks: for the next round
     worse: Worse | None = (
         None  # under masks: at how many sites the loss rose above the champion's, where that is counted
     )
@@ -161,11 +162,11 @@ def _closed(
 
 
 def _unmasked(
-    asking: Asking, masking: Masking, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]
+    asking: Asking, masking: Masking | Encrypting, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]
 ) -> Asking | Closed:
     """The next step of an exchange under masks; after the last, the sum of those who were heard is folded."""
     after = masking.step(_kept(asking, plan, replies, refused), refused)
-    if isinstance(after, Masking):
+    if not isinstance(after, Opened):
         request, needed = after.request, after.needed
         return replace(asking, request=request, sites=after.sites, quorum=needed, refused=refused, masking=after)
     ask = masking.outer.ask
@@ -222,8 +223,14 @@ def _ask(
         )
     again = roll.before.get(phases.subject_of(request), sites)
     sites = tuple(site for site in sites if site in again)
+    if ckks := encrypted.protecting(plan.study):
+        layout = sheet_of(plan, request).layout()
+        masking = encrypted.begin(
+            request, sites, roll.roster, roll.number, ckks, quorum, layout, roll.keyring, roll.before
+        )
+        return Asking(state, masking.request, masking.sites, masking.needed, refused, factors, masking)
     masking = Masking(request, sites, roll.roster, roll.number, protect.batch, quorum, before=roll.before)
-    if roll.keyring and roll.keyring.serves(sites):
+    if isinstance(roll.keyring, Keyring) and roll.keyring.serves(sites):
         masking = replace(masking, phase="masked", keyring=roll.keyring)
     return Asking(state, masking.request, sites, masking.needed, refused, factors, masking)
 
@@ -287,7 +294,10 @@ def check(reply: Reply, request: Request, sites: tuple[str, ...], shapes: Shapes
 
 def expected(request: Request, plan: Plan) -> Shapes:
     """What an answer holds."""
-    if request.ask in phases.PHASES:
+    of_rows = request.ask not in phases.PHASES
+    if encrypted.protecting(plan.study):
+        return encrypted.expected(request, sheet_of(plan, request).layout() if of_rows else {})
+    if not of_rows:
         return phases.expected(request, {})
     if plan.study.masked:
         return phases.expected(request, sheet_of(plan, request).layout())

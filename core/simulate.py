@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedrounds.core.algorithm import SiteState
-from fedrounds.core.answer import Policy, handle, handle_masked
+from fedrounds.core.answer import Policy, empty, handle, handle_masked
+from fedrounds.core.encrypted import Keyring as Encrypted
 from fedrounds.core.identity import new_key, public_key
 from fedrounds.core.masked import Keyring, Self
 from fedrounds.core.messages import Ask, Reply, Request, decode, encode
@@ -16,6 +17,7 @@ from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows
 from fedrounds.core.preprocess import encode as encode_rows
+from fedrounds.core.privacy.holder import Safe
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
@@ -52,7 +54,7 @@ def simulate(
         site: _Site(site, plan, policy, rng_of or plan.rng, Self(site, keys[site], roster) if keys else None)
         for site in data
     }
-    keyring: Keyring | None = None
+    keyring: Keyring | Encrypted | None = None
 
     def visit(state: RunState, ask: Ask, rows: Mapping[str, Cohort | Rows]) -> Closed:
         nonlocal keyring
@@ -87,7 +89,10 @@ class _Site:
     rng_of: Callable[[int, str], np.random.Generator]
     me: Self | None
     memory: SiteState = field(default_factory=dict[str, Array])
-    vault: Vault = field(default_factory=Vault)
+    vault: Vault | Safe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.vault = empty(self.plan)
 
     def answer(self, request: Request, data: Cohort | Rows) -> Reply:
         """Answer a request, and keep what it leaves."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name, NonNegative, Rate
-from fedrounds.core.privacy.settings import Masked, Privacy
+from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
 
 Label = str | int | float
 
@@ -383,8 +383,8 @@ class Study(Frozen):
         return self
 
     @property
-    def masked(self) -> Masked | None:
-        """How sums are masked, None where they are not."""
+    def masked(self) -> Masked | Ckks | None:
+        """How sums are hidden, by masks or by encryption; None where they are not."""
         return self.privacy.masked
 
     @property

@@ -19,15 +19,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fedrounds.core import answer as answers
 from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
+from fedrounds.core.encrypting import opens
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.identity import About
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import Finding, Reply, Request, answer_to, decode, encode, pack, unpack
 from fedrounds.core.phases import PHASES
 from fedrounds.core.privacy import vault as vaults
-from fedrounds.core.privacy.secagg import Vault
 from fedrounds.exchange.name import Name, folder
 from fedrounds.site.book import Asked, Book, Question
 from fedrounds.site.budget import Budgets
@@ -40,6 +41,7 @@ from fedrounds.tasks.withheld import withheld
 from fedrounds.tasks.witness import Witness
 
 LARGEST_REQUEST = 256 << 20  # bytes; what a coordinator may make a hospital read
+OFF_RECORD = "the coordinator shows no log, and the key holder opens a sum only when the log holds whose it is and what each signed"
 NO_ROSTER = "its people have not agreed on the hospitals' keys, which masks need: `fedrounds site roster`"
 GATE_S = 900  # of one gate; a suite may hold a pattern that never ends
 
@@ -185,13 +187,18 @@ class Hospital:
 
     def given(self, letter: Letter) -> Answer | None:
         """The answer without any work: the one that was given before, or the policy's refusal; None if there is work to do."""
-        if letter.unlogged:
-            return self._refused(letter.request, letter.unlogged)
+        unlogged = letter.unlogged or (OFF_RECORD if self._off_record(letter.request) else "")
+        if unlogged:
+            return self._refused(letter.request, unlogged)
         before = self.book.reply(self.question(letter.request))
         if before is not None:
             return Answer(before, "again")
         refusal = consent.refusal(letter.request, self.file, self.book)
         return self._refused(letter.request, refusal) if refusal else None
+
+    def _off_record(self, request: Request) -> bool:
+        """Whether an encrypted sum is to be opened that no log bears out. Masked sums need none: their sites agree among each other."""
+        return opens(request) and not self.witness.kept(request.study)
 
     def question(self, request: Request) -> Question:
         """What is asked, however often it is sent, and what its answer hangs on."""
@@ -256,7 +263,7 @@ class Hospital:
         if not roster:
             return memory, answer_to(request, self.name, NO_ROSTER), {}
         vault = self.book.fact(key)
-        before = vaults.load(bytes.fromhex(vault)) if vault else Vault()
+        before = vaults.load(bytes.fromhex(vault)) if vault else answers.empty(joined.plan)
         secrets, after, reply = ward.masked(request, before, Self(self.name, self.key, roster), memory)
         return after, reply, {key: vaults.dump(secrets).hex()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from fedrounds.core import encrypted
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.operations import Operations
 from fedrounds.core.privacy.epoch import FEWEST
@@ -13,7 +14,7 @@ from fedrounds.core.worse import FEWEST as FEWEST_COUNTED
 
 
 def enough(study: Study, sites: Collection[str]) -> None:
-    """Raise StudyError where a study that masks its sums has too few sites to hide among."""
+    """Raise StudyError where a study that hides its sums has too few sites to hide among, or its key holder is none of them."""
     if study.masked and len(sites) < FEWEST:
         raise StudyError(
             f"expected at least {FEWEST} sites for masked sums, found {len(sites)}: with two, each would know the other's part"
@@ -28,6 +29,8 @@ def enough(study: Study, sites: Collection[str]) -> None:
             honest(len(sites), study.privacy.dp.colluders)
         except UpdateRejected as error:
             raise StudyError(str(error)) from None
+    if ckks := encrypted.protecting(study):
+        encrypted.among(ckks, sites)
 
 
 def require(study: Study, operations: Operations) -> None:
@@ -45,6 +48,6 @@ def require(study: Study, operations: Operations) -> None:
     for what, asked in hidden.items():
         if asked:
             raise StudyError(
-                f"expected nothing in operations.toml that needs the numbers of one site, found {what} under masks: leave it out, or"
+                f"expected nothing in operations.toml that needs the numbers of one site, found {what} where sums are hidden: leave it out, or"
                 " set privacy.protect to plain"
             )

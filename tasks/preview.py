@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from fedrounds.core import encrypted
+from fedrounds.core.answer import empty
 from fedrounds.core.errors import StudyError
 from fedrounds.core.identity import ENVELOPE, new_key, public_key
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import Ask, Reply, Request, encode, unpack
 from fedrounds.core.phases import PHASES
 from fedrounds.core.plan import build
-from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.privacy.settings import Privacy
 from fedrounds.core.round import Asking, Roll, close_exchange, open_round
 from fedrounds.core.simulate import simulate
@@ -91,9 +92,10 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
 
 def _masked(name: str, joined: Joined) -> Iterator[Sample]:
     ward, plan = joined.ward, joined.plan
-    keys = {one: new_key() for one in sorted({name, *OTHERS})}
+    ckks = encrypted.protecting(plan.study)
+    keys = {one: new_key() for one in sorted({name, *OTHERS, *([ckks.key_holder] if ckks else [])})}
     roster = {one: public_key(key) for one, key in keys.items()}
-    vaults, state = {one: Vault() for one in keys}, plan.start()
+    vaults, state = {one: empty(plan) for one in keys}, plan.start()
     for ask in ("statistics", "train", "score"):
         asking: Any = open_round(state, plan, ask, keys, roll=Roll(roster, 1 + vaults[name].number))
         while asking.request.ask in PHASES:  # keys and shares

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedrounds.core.algorithm import SiteState
-from fedrounds.core.answer import Policy, below, handle, handle_masked
+from fedrounds.core.answer import Policy, below, empty, handle, handle_masked
 from fedrounds.core.errors import DataContractError, StateError
 from fedrounds.core.identity import new_key
 from fedrounds.core.masked import Self
@@ -18,6 +18,7 @@ from fedrounds.core.phases import PHASES, step_of
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows
+from fedrounds.core.privacy.holder import Safe
 from fedrounds.core.privacy.private import events
 from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.table import Table
@@ -53,7 +54,7 @@ class Ward(Traffic):
         self.key = (
             new_key() if plan.study.masked else b""
         )  # of a site of this process; a hospital that is apart has its own
-        self.vault = Vault()
+        self.vault = empty(plan)
         self.roster: Mapping[str, bytes] = {}  # site -> public key, under masks
 
     def __repr__(self) -> str:
@@ -133,8 +134,10 @@ class Ward(Traffic):
                 return self._charged(asked, memory)
             return self._answered(asked, memory)
 
-    def masked(self, asked: Request, vault: Vault, me: Self, memory: SiteState) -> tuple[Vault, SiteState, Reply]:
-        """Answer one request of a study that masks its sums; returns the secrets and the memory that it leaves."""
+    def masked(
+        self, asked: Request, vault: Vault | Safe, me: Self, memory: SiteState
+    ) -> tuple[Vault | Safe, SiteState, Reply]:
+        """Answer one request of a study that hides its sums; returns the secrets and the memory that it leaves."""
         with withheld(f"an answer of site '{self.name}'"):
             charged = bool(events(self.plan.study, asked.ask))
             number = self._reserve(asked) if charged else 0

@@ -27,7 +27,7 @@ LEVEL = {
     "flows": 4,
     "cli": 5,
 }
-CORE_MAY_IMPORT = {"numpy", "scipy", "sklearn", "pydantic", "cryptography", "dp_accounting", "fedrounds"}
+CORE_MAY_IMPORT = {"numpy", "scipy", "sklearn", "pydantic", "cryptography", "dp_accounting", "tenseal", "fedrounds"}
 CORE_STANDARD = {
     "__future__", "abc", "base64", "collections", "contextlib", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools", "hashlib",
     "hmac",     "itertools", "json", "math", "operator", "re", "secrets", "statistics", "string", "struct", "typing", "warnings",

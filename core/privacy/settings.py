@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from fedrounds.core.frozen import Frozen, NonNegative, Rate
+from fedrounds.core.frozen import Frozen, Name, NonNegative, Rate
 from fedrounds.core.privacy.patient import Differential
 
 
@@ -17,7 +17,19 @@ class Plain(Frozen):
     kind: Literal["plain"] = "plain"
 
 
-class Masked(Frozen):
+class _Hidden(Frozen):
+    """What hides single sites, whichever way. `margin`: sites whose loss rises by more are counted, where it is given."""
+
+    clip: Rate = 8.0
+    bits: Literal[16, 32, 64] = 32
+    margin: NonNegative | None = None
+
+    @model_serializer(mode="wrap")
+    def _older_studies_keep_their_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+
+class Masked(_Hidden):
     """The coordinator sees sums over the sites alone (secure aggregation, Bonawitz et al. 2017).
 
     `clip`: a number of an update, times its site's share of the weight, is clipped to ±clip and counted; `bits`: of the word that it
@@ -26,17 +38,22 @@ class Masked(Frozen):
     """
 
     kind: Literal["masked"]
-    clip: Rate = 8.0
-    bits: Literal[16, 32, 64] = 32
     batch: int = Field(default=32, ge=4, le=256)
-    margin: NonNegative | None = None
-
-    @model_serializer(mode="wrap")
-    def _older_studies_keep_their_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
 
 
-Protect = Annotated[Plain | Masked, Field(discriminator="kind")]
+class Ckks(_Hidden):
+    """The coordinator adds up encrypted numbers (CKKS, Cheon et al. 2017), and a site that holds the key opens sums alone.
+
+    `key_holder`: that site; `least`: it opens no sum of fewer; `clip`, `bits` as for masks; `batch`: exchanges for which a key serves.
+    """
+
+    kind: Literal["ckks"]
+    key_holder: Name
+    least: int = Field(default=3, ge=3)
+    batch: int = Field(default=32, ge=1, le=256)
+
+
+Protect = Annotated[Plain | Masked | Ckks, Field(discriminator="kind")]
 
 
 class Privacy(Frozen):
@@ -46,9 +63,9 @@ class Privacy(Frozen):
     dp: Differential | None = None
 
     @property
-    def masked(self) -> Masked | None:
-        """How sums are masked, None where they are not."""
-        return self.protect if isinstance(self.protect, Masked) else None
+    def masked(self) -> Masked | Ckks | None:
+        """How sums are hidden, None where they are not."""
+        return None if isinstance(self.protect, Plain) else self.protect
 
     def require(self, unbounded: Sequence[str], codec: str) -> None:
         """Raise ValueError where the rest of the study does not go with it.
@@ -60,6 +77,10 @@ class Privacy(Frozen):
         if self.masked and unbounded:
             raise ValueError(
                 f"masked sums need the range of every number, which bounds its sum: give one for {', '.join(unbounded[:8])}"
+            )
+        if isinstance(self.protect, Ckks) and self.dp:
+            raise ValueError(
+                'encrypted sums and differential privacy do not go together: use `protect = { kind = "masked" }`, or leave out dp'
             )
         if self.masked and self.dp:
             self.dp.require_together(self.masked.bits)

@@ -1,0 +1,141 @@
+"""What a site answers where sums are encrypted: keys, its numbers under encryption, and, where it holds the key, sums opened.
+
+All that it takes to encrypt stands in the request, so a site keeps nothing of an exchange but, as the holder, of whom it opened what.
+The cryptography is `core/privacy/holder.py`; the coordinator's half is `core/encrypted.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, cast
+
+import numpy as np
+
+from fedrounds.core import identity
+from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.masked import Self
+from fedrounds.core.messages import Request, encode
+from fedrounds.core.params import Array
+from fedrounds.core.phases import subject_of
+from fedrounds.core.privacy import ckks, digits, holder, tag
+from fedrounds.core.privacy.epoch import Bytes, Fields, as_bytes, as_number
+from fedrounds.core.privacy.holder import Key, Safe
+from fedrounds.core.privacy.settings import Ckks
+from fedrounds.core.privacy.sheet import Sheet
+
+KEY = ("ckks.epoch", "ckks.members", "ckks.public", "ckks.publics", "ckks.sealed", "ckks.signature")
+ANNOUNCED = (*KEY, "ckks.index")  # what a request for encrypted sums says besides
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "keys": ("epoch",),
+    "shares": ("members", "publics", "signatures"),
+    "open": ("announced", "digests", "members", "signatures", "size", "subject", "sum", "tags"),
+}
+
+
+def answer_phase(request: Request, safe: Safe, me: Self, protect: Ckks) -> tuple[Safe, Mapping[str, Array]]:
+    """Answer what touches no row: keys, shares, open.
+
+    Raises:
+        UpdateRejected: the request is not one that an honest coordinator sends to this site; the safe stays as it was.
+    """
+    _takes(request, safe)
+    fields = cast(Fields, request.arrays)
+    if request.ask == "keys":
+        after, made = holder.make_key(safe, me.key, request.study, me.site, as_number(fields["epoch"]), me.roster)
+        return after, cast(Mapping[str, Array], made)
+    if me.site != protect.key_holder:
+        raise UpdateRejected(f"expected the key holder '{protect.key_holder}' to be asked, found '{me.site}' was")
+    members = _read_names(fields["members"])
+    signatures = _by_member(members, fields["signatures"], 64)
+    if request.ask == "shares":
+        publics = _by_member(members, fields["publics"], 32)
+        keys = {one: (publics[one], signatures[one]) for one in members}
+        after, key = holder.hold(safe, me.key, request.study, me.site, keys, me.roster, protect.least)
+        signature = as_bytes(key.signature)
+        return after, cast(Mapping[str, Array], {"public": key.public, "sealed": key.sealed, "signature": signature})
+    digests, tags = (
+        _by_member(members, fields[name], size) for name, size in (("digests", 32), ("tags", 8 * tag.ROWS))
+    )
+    parts = {one: (digests[one], tags[one], signatures[one]) for one in members}
+    subject, size = fields["subject"].tobytes().decode("ascii", "replace"), as_number(fields["size"])
+    total = cast(ckks.Residues, request.arrays["sum"])
+    after, found, signed = holder.disclose(
+        safe, me.key, me.site, fields["announced"].tobytes(), subject, parts, total, size, me.roster, protect.least
+    )
+    return after, cast(Mapping[str, Array], {"digits": found.view(np.uint64), "signature": as_bytes(signed)})
+
+
+def opens(request: Request) -> bool:
+    """Whether the key holder is asked to open a sum."""
+    return request.ask == "open" and "sum" in request.arrays
+
+
+def announced_by(request: Request) -> Request:
+    """What is asked under encryption, without what is said of keys."""
+    return replace(request, arrays={name: array for name, array in request.arrays.items() if name not in ANNOUNCED})
+
+
+def protect_sums(
+    request: Request, sums: Mapping[str, Array], sheet: Sheet, safe: Safe, me: Self, protect: Ckks
+) -> Mapping[str, Array]:
+    """The sums under encryption.
+
+    Raises:
+        UpdateRejected: the key is not the holder's, the epoch another than the one here, or a sum is beyond its grid.
+    """
+    arrays = cast(Any, request.arrays)
+    if any(name not in arrays for name in ANNOUNCED):
+        raise UpdateRejected("expected to be asked for encrypted sums, with a key made before, found neither: refused")
+    if any(arrays[name].dtype != np.uint8 for name in ANNOUNCED if name != "ckks.public"):
+        raise UpdateRejected("expected what is said of keys as bytes, found others: it was refused")
+    key = Key(
+        as_number(arrays["ckks.epoch"]),
+        _read_names(arrays["ckks.members"]),
+        arrays["ckks.publics"],
+        arrays["ckks.public"],
+        arrays["ckks.sealed"],
+        arrays["ckks.signature"].tobytes(),
+    )
+    holder.verify(key, request.study, protect.key_holder, me.roster)
+    words = sheet.words(sums, len(me.roster))  # as masked sums: a step is the same whoever is away
+    announced, subject = sha256(encode(request)).digest(), subject_of(request)
+    found = holder.protect(
+        safe, me.key, me.site, key, request.study, protect.key_holder, announced, subject, digits.split(words)
+    )
+    return cast(Mapping[str, Array], found)
+
+
+def _takes(request: Request, safe: Safe) -> None:
+    """Raise UpdateRejected unless a request that touches no row holds what its step takes, in the right types and sizes."""
+    wanted = TAKES.get(request.ask, ())
+    kinds = {name: np.uint64 if name == "sum" else np.uint8 for name in wanted}
+    if tuple(sorted(request.arrays)) != wanted or any(request.arrays[name].dtype != kinds[name] for name in wanted):
+        raise UpdateRejected(f"expected {', '.join(wanted) or 'nothing'} as bytes, found others: it was refused")
+    for name, size in {"epoch": 8, "announced": 32, "size": 8}.items():
+        if name in wanted and request.arrays[name].shape != (size,):
+            raise UpdateRejected(
+                f"expected {name} of {size} bytes, found {request.arrays[name].shape}: it was refused (epoch {safe.number})"
+            )
+
+
+def names_of(names: Iterable[str]) -> Bytes:
+    """Names of sites as bytes of a message."""
+    return as_bytes("\n".join(names).encode())
+
+
+def _read_names(array: Bytes) -> tuple[str, ...]:
+    try:
+        names = tuple(array.tobytes().decode("ascii").split("\n"))
+    except UnicodeDecodeError:
+        names = ()
+    if list(names) != sorted(set(names)) or not names or any(not identity.SITE.fullmatch(one) for one in names):
+        raise UpdateRejected("expected names of sites in name order, each once, found others: it was refused")
+    return names
+
+
+def _by_member(members: Sequence[str], rows: Bytes, size: int) -> dict[str, bytes]:
+    if rows.shape != (len(members), size):
+        raise UpdateRejected(f"expected {size} bytes for each of {len(members)} members, found others: it was refused")
+    return {one: row.tobytes() for one, row in zip(members, rows, strict=True)}
