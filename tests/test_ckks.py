@@ -227,7 +227,7 @@ def test_a_model_of_more_than_two_million_parameters_is_refused():
                 "protect": {"kind": "ckks", "key_holder": "north"},
                 "dp": {"unit": "patient", "epsilon": 1.0, "patients": 100, "rounds": 2},
             },
-            "do not go together yet",
+            "do not go together",
         ),
     ],
 )
