@@ -306,7 +306,9 @@ def main() -> None:
     only = words[words.index("--only") + 1] if "--only" in words else ""
     seeds = int(words[0]) if words and words[0].isdigit() else 10
     page = HERE.parent / "docs" / "privacy-dp.md"
-    before = dict(re.findall(r"(?ms)^## ([^\n]+)\n\n(.*?)\n*(?=^## |\Z)", page.read_text(encoding="utf-8"))) if only else {}
+    before = (
+        dict(re.findall(r"(?ms)^## ([^\n]+)\n\n(.*?)\n*(?=^## |\Z)", page.read_text(encoding="utf-8"))) if only else {}
+    )
     lines = [
         "# Differential privacy, measured",
         "",

@@ -19,10 +19,11 @@ from fedrounds.core.privacy.joint import HEARD
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 
-SHARE = 0.4
-CHOSEN = (
-    "The share of ε for statistics, 0.4, was chosen on splits of seeds 100 to 147, which are not shown; the patients are the same ones. Four are"
-    " there of four; a sum needs three, and of those one may tell its noise: so there is √2 times the noise that is accounted for."
+WHY = (
+    "The study is that of the table above, under masks. Four are there of four; a sum needs three, and of those one may tell its noise: so there is"
+    " √2 times the noise that is accounted for. A figure moves by 0.001 to 0.003 from one run to the next, as the noise is drawn anew: at ε = 1"
+    " runs gave 0.987 to 0.990, at ε = 8 0.992 to 0.993. Over 30 other splits (seeds 100 to 129) ε = 1 gave 0.989 where no privacy gave 0.994; of"
+    " what is lost, the noise in training takes most (0.992 without it), that in the statistics less."
 )
 
 
@@ -53,7 +54,6 @@ def together(features: Any, eps: float) -> Study:
     target = {"kind": "binary", "column": "ill", "positive": ["yes"], "negative": ["no"]}
     words = study("wdbc", features, target, eps, 114).model_dump(mode="json", exclude={"title", "note"})
     words["privacy"]["protect"] = {"kind": "masked"}
-    words["privacy"]["dp"]["statistics"] = SHARE
     return Study.model_validate(words)
 
 
@@ -71,9 +71,11 @@ def rows(seeds: int) -> Iterator[str]:
                 fold[test] = "test"
                 folded = Table({**table.columns, "fold": fold}, {})
                 parts = zip(np.array_split(deal(train), 4), np.array_split(deal(test), 4), strict=True)
-                cohorts = [clean(folded.take(np.concatenate(pair)), plan.study, f"s{k}") for k, pair in enumerate(parts)]
+                cohorts = [
+                    clean(folded.take(np.concatenate(pair)), plan.study, f"s{k}") for k, pair in enumerate(parts)
+                ]
                 found[which].append(auc(plan, summed(plan, {it.site: it for it in cohorts}, 20), cohorts))
         each, one = (f"{np.mean(these):.4f} ± {np.std(these):.4f}" for these in found.values())
         yield f"| ε = {eps:g}, statistics included | {each} | {one} | {goal} |"
     yield ""
-    yield CHOSEN
+    yield WHY
