@@ -271,6 +271,9 @@ def privacy(of: Evidence) -> Markup:
     """ε, in plain words."""
     dp, spent = of.study.privacy.dp, of.latest("privacy")
     if dp is not None and spent:
+        whose, by = "hospital's patients' privacy", "one patient's taking part (one row is taken to be one patient)"
+        if dp.unit == "hospital":
+            whose, by = "hospital's privacy", "what one hospital sends, all of its patients together"
         left = "What left a hospital was one noised vector of statistics and noised updates"
         if of.study.masked:
             left = "What left the hospitals was masked: whoever runs the study knows noised sums over those that were heard"
@@ -278,10 +281,10 @@ def privacy(of: Evidence) -> Markup:
             "p",
             tag(
                 "strong",
-                f"ε = {spent['epsilon']:.3g} at δ = {spent['delta']:.3g} was spent of each hospital's patients' privacy",
+                f"ε = {spent['epsilon']:.3g} at δ = {spent['delta']:.3g} was spent of each {whose}",
             ),
-            f", of ε = {dp.epsilon:g}: at most so much more or less likely may anything become that the model or the messages show, by one patient's"
-            f" taking part (one row is taken to be one patient). {left}; scores and losses stayed there."
+            f", of ε = {dp.epsilon:g}: at most so much more or less likely may anything become that the model or the messages show, by"
+            f" {by}. {left}; scores and losses stayed there."
             " Outside of this: the gate's verdict, and that a hospital refused.",
         )
     return tag(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedrounds.core.frozen import Frozen, Rate
+from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.patient import Differential
 
 
@@ -31,13 +32,14 @@ class Masked(Frozen):
 
 
 Protect = Annotated[Plain | Masked, Field(discriminator="kind")]
+Private = Annotated[Differential | Hospitals, Field(discriminator="unit")]
 
 
 class Privacy(Frozen):
     """What is hidden, from whom."""
 
     protect: Protect = Plain()
-    dp: Differential | None = None
+    dp: Private | None = None
 
     @property
     def masked(self) -> Masked | None:
