@@ -19,10 +19,12 @@ from fedrounds.core.privacy.joint import HEARD
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 
-SHARE = 0.4
-CHOSEN = (
-    "The share of ε for statistics, 0.4, was chosen on splits of seeds 100 to 147, which are not shown; the patients are the same ones. Four are"
-    " there of four; a sum needs three, and of those one may tell its noise: so there is √2 times the noise that is accounted for."
+DRAWS = 5
+WHY = (
+    "The study is that of the table above, under masks. Four are there of four; a sum needs three, and of those one may tell its noise: so there is"
+    " √2 times the noise that is accounted for. Each split is trained on five times, as a single mean of ten moves by 0.001 to 0.003 with the noise"
+    " that is drawn (at ε = 1 four such means were 0.987, 0.987, 0.990 and 0.990). Over 30 other splits (seeds 100 to 129) ε = 1 gave 0.989 where no"
+    " privacy gave 0.994; of what is lost, the noise in training takes most (0.992 without it), that in the statistics less."
 )
 
 
@@ -48,12 +50,21 @@ def summed(plan: Plan, cohorts: Mapping[str, Cohort], rounds: int) -> Any:
     return state
 
 
+def dealt(plan: Plan, table: Table, train: Any, test: Any, seed: int, sites: int) -> list[Cohort]:
+    """The patients dealt to so many sites by the seed."""
+    deal = np.random.default_rng(seed).permutation
+    fold = np.full(table.rows, "train", object)
+    fold[test] = "test"
+    folded = Table({**table.columns, "fold": fold}, {})
+    parts = zip(np.array_split(deal(train), sites), np.array_split(deal(test), sites), strict=True)
+    return [clean(folded.take(np.concatenate(pair)), plan.study, f"s{k:02}") for k, pair in enumerate(parts)]
+
+
 def together(features: Any, eps: float) -> Study:
     """The study of `privacy_dp`, under masks."""
     target = {"kind": "binary", "column": "ill", "positive": ["yes"], "negative": ["no"]}
     words = study("wdbc", features, target, eps, 114).model_dump(mode="json", exclude={"title", "note"})
     words["privacy"]["protect"] = {"kind": "masked"}
-    words["privacy"]["dp"]["statistics"] = SHARE
     return Study.model_validate(words)
 
 
@@ -64,18 +75,42 @@ def rows(seeds: int) -> Iterator[str]:
     yield "|---|---|---|---|"
     for eps, goal in ((1.0, ".99"), (3.0, ""), (8.0, ".993")):
         plan, found = build(together(features, eps)), {"each": list[float](), "one": list[float]()}
-        for seed in range(seeds):
+        for seed in [*range(seeds)] * DRAWS:
             for which, (train, test) in (("each", _split(seed, table)), ("one", _split(None, table))):
-                deal = np.random.default_rng(seed).permutation
-                fold = np.full(table.rows, "train", object)
-                fold[test] = "test"
-                folded = Table({**table.columns, "fold": fold}, {})
-                parts = zip(np.array_split(deal(train), 4), np.array_split(deal(test), 4), strict=True)
-                cohorts = [
-                    clean(folded.take(np.concatenate(pair)), plan.study, f"s{k}") for k, pair in enumerate(parts)
-                ]
+                cohorts = dealt(plan, table, train, test, seed, 4)
                 found[which].append(auc(plan, summed(plan, {it.site: it for it in cohorts}, 20), cohorts))
         each, one = (f"{np.mean(these):.4f} ± {np.std(these):.4f}" for these in found.values())
         yield f"| ε = {eps:g}, statistics included | {each} | {one} | {goal} |"
     yield ""
-    yield CHOSEN
+    yield WHY
+
+
+def hospitals(seeds: int) -> Iterator[str]:
+    """AUC where a hospital is protected, by how many there are."""
+    table, features = wdbc()
+    target = {"kind": "binary", "column": "ill", "positive": ["yes"], "negative": ["no"]}
+    yield "| WDBC, unit hospital, 10 rounds, δ = 1/(10 K), statistics included | clip 0.3 | clip 1 | clip from 1, following the median |"
+    yield "|---|---|---|---|"
+    for sites in (4, 10, 50):
+        for eps in (3.0, 8.0):
+            told: list[str] = []
+            for more in ({"clip": 0.3}, {"clip": 1.0}, {"clip": 1.0, "quantile": 0.5}):
+                words = study("wdbc", features, target, None, 114).model_dump(mode="json", exclude={"title", "note"})
+                words["algorithm"] = {"preset": "fedavg", "local": {"rate": 1.0, "epochs": 5, "batch": "all"}}
+                dp = {"unit": "hospital", "epsilon": eps, "hospitals": sites, "rounds": 10, **more}
+                words["privacy"] = {"protect": {"kind": "masked"}, "dp": dp}
+                plan, found = build(Study.model_validate(words)), list[float]()
+                for seed in range(seeds):
+                    cohorts = dealt(plan, table, *_split(seed, table), seed, sites)
+                    found.append(auc(plan, summed(plan, {it.site: it for it in cohorts}, 10), cohorts))
+                told.append(f"{np.mean(found):.4f} ± {np.std(found):.4f}")
+            yield f"| K = {sites}, ε = {eps:g} | {' | '.join(told)} |"
+    yield ""
+    yield FEW
+
+
+FEW = (
+    "Without privacy the first table says 0.993. The patients are the same 569 however many hospitals they are dealt to. Of few hospitals one cannot"
+    " hide and something be learnt: `fedrounds plan` warns below ten. A clip that follows the updates does as well as"
+    " one of 1 here, and less well than a smaller one that was tried out: ten rounds are few for it. (What trying out tells is not counted in ε.)"
+)

@@ -27,10 +27,9 @@ def plan(directory: Path, state: Path | None, as_json: bool) -> int:
     if found is None or dp is None:
         print(f"{folder.study.name}: no differential privacy, so no ε bounds what its model tells about a patient")
         return 0
+    whose = "site's patients (one row is a patient)" if dp.unit == "patient" else "hospital as a whole"
     budget, last = dp.budget, len(found.epsilons) - 1
-    print(
-        f"{folder.study.name}: ε = {budget.epsilon:g} at δ = {budget.delta:.3g} for each site's patients (one row is a patient)"
-    )
+    print(f"{folder.study.name}: ε = {budget.epsilon:g} at δ = {budget.delta:.3g} for each {whose}")
     for number in sorted({0, 1, 2, 5, 10, 20, 50, 100, 200, 500, last}):
         if number <= last:
             print(

@@ -22,7 +22,8 @@ from fedrounds.core.models.mlp import mlp
 from fedrounds.core.models.multinomial import multinomial
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
-from fedrounds.core.privacy import joint, private
+from fedrounds.core.privacy import joint, private, updates
+from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.profile import profiling
 from fedrounds.core.sheets import UNKNOWN, share
 from fedrounds.core.state import RunState
@@ -94,7 +95,11 @@ def build(study: Study) -> Plan:
     combine, weight = weighted_mean(), _weight(study)
     algorithms: dict[Ask, Algorithm]
     if dp := study.privacy.dp:
-        if study.masked:
+        if isinstance(dp, Hospitals):
+            first = joint.statistics(study, dp)
+            gradient = _penalised(family, study.model.l2)
+            train = updates.training(dp, family.layout.size, gradient, _local(study), step, agreed)
+        elif study.masked:
             first, train = joint.statistics(study, dp), joint.training(study, dp, family, step, agreed)
         else:
             first = private.statistics(study, dp)

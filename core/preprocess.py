@@ -241,7 +241,7 @@ def _labels(
 
 def _one_row_a_patient(table: Table, study: Study, site: str) -> None:
     """Under differential privacy a patient is a row: a second one would double what may be learnt of them."""
-    if study.privacy.dp is None or study.patient_id is None:
+    if study.privacy.dp is None or study.privacy.dp.unit != "patient" or study.patient_id is None:
         return
     ids = _ids(table.columns[study.patient_id], study.patient_id, site)
     if len(set(ids)) < len(ids):

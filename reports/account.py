@@ -33,6 +33,10 @@ PRIVATE = (
     "There is no secure aggregation: whoever runs the study sees each hospital's noised updates. The noise's sampler and the accounting of"
     " sampled batches await outside review."
 )
+TOGETHER = (
+    "Sums were masked, and the hospitals made their noise together: whoever runs the study sees noised sums over those that were heard. The masks,"
+    " the noise's sampler and the accounting of sampled batches await outside review."
+)
 LIMITS = (
     "There is no differential privacy and no secure aggregation: whoever runs the study sees each hospital's updates and sums.",
     f"Updates and sums can tell about patients. Counts of 1 to {SMALLEST - 1} are withheld, which is disclosure control and not a proof.",
@@ -267,15 +271,21 @@ def privacy(of: Evidence) -> Markup:
     """ε, in plain words."""
     dp, spent = of.study.privacy.dp, of.latest("privacy")
     if dp is not None and spent:
+        whose, by = "hospital's patients' privacy", "one patient's taking part (one row is taken to be one patient)"
+        if dp.unit == "hospital":
+            whose, by = "hospital's privacy", "what one hospital sends, all of its patients together"
+        left = "What left a hospital was one noised vector of statistics and noised updates"
+        if of.study.masked:
+            left = "What left the hospitals was masked: whoever runs the study knows noised sums over those that were heard"
         return tag(
             "p",
             tag(
                 "strong",
-                f"ε = {spent['epsilon']:.3g} at δ = {spent['delta']:.3g} was spent of each hospital's patients' privacy",
+                f"ε = {spent['epsilon']:.3g} at δ = {spent['delta']:.3g} was spent of each {whose}",
             ),
-            f", of ε = {dp.epsilon:g}: at most so much more or less likely may anything become that the model or the messages show, by one patient's"
-            " taking part (one row is taken to be one patient). What left a hospital was one noised vector of statistics and noised updates; scores"
-            " and losses stayed there. Outside of this: the gate's verdict, and that a hospital refused.",
+            f", of ε = {dp.epsilon:g}: at most so much more or less likely may anything become that the model or the messages show, by"
+            f" {by}. {left}; scores and losses stayed there."
+            " Outside of this: the gate's verdict, and that a hospital refused.",
         )
     return tag(
         "p",
@@ -292,7 +302,8 @@ def privacy(of: Evidence) -> Markup:
 def limits_of(study: Study) -> tuple[str, ...]:
     """What a report of a study does not show."""
     if study.privacy.dp or study.masked:
-        return (PRIVATE if study.privacy.dp else MASKED, *LIMITS[1:])
+        hidden = MASKED if not study.privacy.dp else TOGETHER if study.masked else PRIVATE
+        return (hidden, *LIMITS[1:])
     return LIMITS
 
 

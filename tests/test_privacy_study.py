@@ -82,8 +82,8 @@ def test_delta_is_a_tenth_of_a_patient_where_it_is_left_out():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"dp": {"unit": None}}, "Field required"),
-        ({"dp": {"unit": "hospital"}}, "needs masked sums"),
+        ({"dp": {"unit": None}}, "discriminator .unit."),
+        ({"dp": {"unit": "hospital", "patients": None, "hospitals": 12}}, "needs masked sums"),
         ({"dp": {"patients": None}}, "Field required"),
         ({"weights": "patients"}, "would tell each site's number of patients"),
         ({"algorithm": {"preset": "fedprox"}}, "expected local rule 'sgd', found 'proximal'"),

@@ -24,6 +24,7 @@ from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.reports import account
 from fedrounds.tasks import masks
 
 SITES = ("east", "north", "south", "west")
@@ -389,3 +390,10 @@ def test_what_is_asked_again_costs_again_until_nothing_is_spare(apart):
             run.aggregate(asking, messages)
     assert len(spent(found, "east")) == 1 + 3 * 2 + 1
     assert "its privacy budget would be exceeded" in found.hospital("east").book.asked(1)[0].reason
+
+
+def test_a_report_says_that_sums_were_masked_and_noised_together():
+    said = account.limits_of(study())[0]
+    assert "made their noise together" in said
+    assert "no secure aggregation" not in said
+    assert "no secure aggregation" in account.limits_of(study(protect={"kind": "plain"}))[0]

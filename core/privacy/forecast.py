@@ -8,12 +8,14 @@ from typing import NamedTuple
 from fedrounds.core.plan import Plan
 from fedrounds.core.privacy import private
 from fedrounds.core.privacy.accounting import epsilon
+from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.noise import Gaussian
 from fedrounds.core.privacy.noised import honest
 
 DROWNED = (
     0.5  # noise over the most that signal can be, after all steps: above it a study is not worth its patients' privacy
 )
+FEW = 10  # hospitals: with fewer a model that protects one of them was worth little wherever it was measured
 BLURRED = 0.25  # of half a range: what the noise may do to a feature's mean over all sites
 
 
@@ -53,15 +55,29 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
     budget, size = dp.budget, plan.family.layout.size
     reach = min(rounds, dp.rounds)
     epsilons = tuple(epsilon([first, one._replace(times=one.times * r)], budget.delta) for r in range(reach + 1))
-    mechanism = Gaussian(dp.clip, one.multiplier, size)
+    if isinstance(dp, Hospitals):  # in clips; what is divided by is the number of hospitals alone
+        mechanism, clip, divisor, rows, steps = dp.mechanism(dp.size(size)), 1.0, 1.0, 1.0, 1
+    else:
+        mechanism, clip, divisor, rows, steps = (
+            Gaussian(dp.clip, one.multiplier, size),
+            dp.clip,
+            dp.batch,
+            dp.patients,
+            dp.steps,
+        )
     apart = (
         sqrt(sites / honest(sites, dp.colluders)) / sites if study.masked else 1 / sqrt(sites)
     )  # of one site's noise in the mean
-    noise = mechanism.deviation / dp.clip * sqrt(size) * apart / dp.batch
-    drowned = noise / sqrt(max(reach, 1) * dp.steps)
+    noise = mechanism.deviation / clip * sqrt(size) * apart / divisor
+    drowned = noise / sqrt(max(reach, 1) * steps)
     counts = Gaussian(private.sensitivity(study), first.multiplier, 1 + sum(map(private.shares_of, study.features)))
-    blurred = counts.deviation / dp.patients * apart
+    blurred = counts.deviation / rows * apart
+    protected = dp.hospitals if isinstance(dp, Hospitals) else dp.patients
     warnings = [
+        (
+            dp.unit == "hospital" and sites < FEW,
+            f"of {sites} hospitals none can hide where something is to be learnt (a step's noise is {noise:.2g} times the clip): expected {FEW}",
+        ),
         (
             rounds > dp.rounds,
             f"the budget is calibrated for {dp.rounds} rounds: of {rounds}, sites refuse those after round {dp.rounds}",
@@ -75,8 +91,8 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
             f"the noise moves a feature's mean by {blurred:.2g} of half its range: raise privacy.dp.statistics, or ask for fewer features",
         ),
         (
-            budget.delta > 1 / dp.patients,
-            f"δ = {budget.delta:.2g} is more than one patient in {dp.patients}: state a smaller one",
+            budget.delta > 1 / protected,
+            f"δ = {budget.delta:.2g} is more than one {dp.unit} in {protected}: state a smaller one",
         ),
         (
             study.masked is not None and not dp.spare,

@@ -25,6 +25,7 @@ from fedrounds.core.preprocess import Cohort, Rows
 from fedrounds.core.privacy import private
 from fedrounds.core.privacy.dpsgd import clipping
 from fedrounds.core.privacy.grid import Grid
+from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.noise import Bits, Gaussian
 from fedrounds.core.privacy.noised import Noised, honest
 from fedrounds.core.privacy.patient import Differential
@@ -49,9 +50,12 @@ def grids(study: Study, ask: Ask, shapes: Mapping[str, tuple[int, ...]]) -> dict
     for name, shape in shapes.items():
         match name:
             case "delta":
-                event, bound = dp.training_event(), np.array(dp.clip * dp.patients)
-                mechanism = Gaussian(dp.clip, event.multiplier, shape[0])
-                found[name] = Noised(bound, masked.bits, mechanism=mechanism, colluders=dp.colluders)
+                if isinstance(dp, Hospitals):  # in clips
+                    bound, mechanism = 2.0, dp.mechanism(shape[0])
+                else:
+                    bound = dp.clip * dp.patients
+                    mechanism = Gaussian(dp.clip, dp.training_event().multiplier, shape[0])
+                found[name] = Noised(np.array(bound), masked.bits, mechanism=mechanism, colluders=dp.colluders)
             case "noised":
                 found[name] = Noised(np.array(ROWS), mechanism=_counts(study, dp, shape[0]), colluders=dp.colluders)
             case "weight":
@@ -63,24 +67,31 @@ def grids(study: Study, ask: Ask, shapes: Mapping[str, tuple[int, ...]]) -> dict
     return found
 
 
-def _counts(study: Study, dp: Differential, size: int) -> Gaussian:
+def _counts(study: Study, dp: Differential | Hospitals, size: int) -> Gaussian:
     return Gaussian(private.sensitivity(study), dp.statistics_event().multiplier, size)
 
 
-def statistics(study: Study, dp: Differential) -> Algorithm:
-    """Round 0: what a site answers is noised as it becomes words, and not before."""
+def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
+    """Round 0: what a site answers is noised as it becomes words, and not before.
+
+    Guarantees:
+        * where a hospital is protected, it sends means over its own rows: as long as one patient's part at most.
+    """
+    whole = isinstance(dp, Hospitals)
     apart = private.statistics(study, dp)
     size = apart.shapes(0)["noised"][0]
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
         ((_, sums),) = replies
         heard, sites = (int(number) for number in sums[HEARD])
+        total = np.append(float(heard), sums["noised"][1:]) if whole else sums["noised"]
         noise = _counts(study, dp, size).deviation * sqrt(heard / honest(sites, dp.colluders))
-        return Folded(replace(state, exchange=0, work={}, statistics=private.agreed(sums["noised"], study, noise)))
+        return Folded(replace(state, exchange=0, work={}, statistics=private.agreed(total, study, noise)))
 
     def answer(payload: Payload, memory: SiteState, data: Cohort, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         del payload, rng
-        return memory, {"noised": private.vector(data.values[~data.valid], study)}
+        vector = private.vector(data.values[~data.valid], study)
+        return memory, {"noised": vector / max(float(vector[0]), 1.0) if whole else vector}
 
     def takes(exchange: int) -> dict[str, tuple[int, ...]]:
         if exchange:

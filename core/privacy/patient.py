@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedrounds.core.frozen import Frozen, Rate
 from fedrounds.core.privacy.accounting import Budget, Event, multiplier
@@ -33,7 +33,7 @@ class Differential(Frozen):
         spare: under masks, exchanges that may be asked again after a crash or a lost quorum: each costs as the first time did.
     """
 
-    unit: Literal["patient", "hospital"]
+    unit: Literal["patient"]
     epsilon: float = Field(gt=0, le=100)
     delta: float | None = Field(default=None, gt=0, lt=0.1)
     patients: int = Field(ge=10)
@@ -44,14 +44,6 @@ class Differential(Frozen):
     statistics: Share = 0.3
     colluders: int | None = Field(default=None, ge=0)
     spare: int = Field(default=0, ge=0, le=100_000)
-
-    @model_validator(mode="after")
-    def _offered(self) -> Self:
-        if self.unit == "hospital":
-            raise ValueError(
-                "unit 'hospital' needs masked sums that are noised together, which are not there yet: state unit = \"patient\""
-            )
-        return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

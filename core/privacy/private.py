@@ -19,6 +19,7 @@ from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Cohort, Rows, standardised
 from fedrounds.core.privacy.accounting import Event
 from fedrounds.core.privacy.dpsgd import Descent, clipping, descend
+from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.noise import Bits, Gaussian
 from fedrounds.core.privacy.patient import Differential
 from fedrounds.core.server import ServerStep
@@ -78,7 +79,7 @@ def sensitivity(study: Study) -> float:
     return sqrt(1 + sum(1.25 if isinstance(feature, Number) else 1.0 for feature in study.features))
 
 
-def statistics(study: Study, dp: Differential) -> Algorithm:
+def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
     """Round 0 in one exchange, with one vector and one draw of noise.
 
     Guarantees:

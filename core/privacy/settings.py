@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedrounds.core.frozen import Frozen, Name, NonNegative, Rate
+from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.patient import Differential
 
 
@@ -54,13 +55,14 @@ class Ckks(_Hidden):
 
 
 Protect = Annotated[Plain | Masked | Ckks, Field(discriminator="kind")]
+Private = Annotated[Differential | Hospitals, Field(discriminator="unit")]
 
 
 class Privacy(Frozen):
     """What is hidden, from whom."""
 
     protect: Protect = Plain()
-    dp: Differential | None = None
+    dp: Private | None = None
 
     @property
     def masked(self) -> Masked | Ckks | None:
