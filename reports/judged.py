@@ -22,7 +22,7 @@ def fairness(of: Evidence) -> Markup | None:
     if of.record.get("masked"):
         return tag(
             "p",
-            "This study masks its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
+            "This study hides its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
             " hospitals here. What is shown elsewhere is about all patients together.",
         )
     if len(scores) < 2:

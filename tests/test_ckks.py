@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedrounds.core import encrypted
+from fedrounds.core import encrypted, identity
+from fedrounds.core.answer import handle_masked
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
-from fedrounds.core.masked import TOGETHER
+from fedrounds.core.masked import TOGETHER, Self
+from fedrounds.core.messages import Request
 from fedrounds.core.operations import Drift, Gate, Operations, Promotion
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
 from fedrounds.core.privacy import ckks, digits
 from fedrounds.core.privacy.grid import Grid
+from fedrounds.core.privacy.holder import Safe
 from fedrounds.core.privacy.settings import Privacy
-from fedrounds.core.simulate import simulate
+from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 from fedrounds.tasks import masks
@@ -215,6 +219,18 @@ def test_a_model_of_more_than_two_million_parameters_is_refused():
     large = {"kind": "mlp", "hidden": [2000, 1000]}
     with pytest.raises(StudyError, match="parameters for encrypted sums"):
         build(Study.model_validate({**of.model_dump(mode="json"), "model": large}))
+
+
+def test_without_tenseal_a_run_does_not_begin_and_a_hospital_refuses(monkeypatch):
+    of = under_encryption(study())
+    monkeypatch.setitem(sys.modules, "tenseal", None)
+    with pytest.raises(StudyError, match=r"found it is not installed: pip install 'fedrounds\[ckks\]'"):
+        masks.enough(of, SITES)
+    me = Self("east", identity.new_key(), {})
+    request = Request(build(of).digest, 0, 0, "keys", "0" * 64, {"epoch": np.zeros(8, np.uint8)})
+    safe, _, reply = handle_masked(request, Safe(), me, {}, None, build(of), OPEN, np.random.default_rng(0))
+    assert "TenSEAL" in reply.refusal
+    assert safe == Safe()
 
 
 @pytest.mark.parametrize(
