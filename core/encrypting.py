@@ -119,10 +119,12 @@ def _installed() -> None:
 
 def _takes(request: Request, safe: Safe) -> None:
     """Raise UpdateRejected unless a request that touches no row holds what its step takes, in the right types and sizes."""
-    wanted = TAKES.get(request.ask, ())
+    if request.ask not in TAKES:
+        raise UpdateRejected(f"expected to be asked for {', '.join(TAKES)}, found '{request.ask}': it was refused")
+    wanted = TAKES[request.ask]
     kinds = {name: np.uint64 if name == "sum" else np.uint8 for name in wanted}
     if tuple(sorted(request.arrays)) != wanted or any(request.arrays[name].dtype != kinds[name] for name in wanted):
-        raise UpdateRejected(f"expected {', '.join(wanted) or 'nothing'} as bytes, found others: it was refused")
+        raise UpdateRejected(f"expected {', '.join(wanted)} as bytes, found others: it was refused")
     for name, size in {"epoch": 8, "announced": 32, "size": 8}.items():
         if name in wanted and request.arrays[name].shape != (size,):
             raise UpdateRejected(

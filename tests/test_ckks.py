@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedrounds.core import encrypted, identity
+from fedrounds.core import encrypted, encrypting, identity
 from fedrounds.core.answer import handle_masked
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.masked import TOGETHER, Self
@@ -231,6 +231,63 @@ def test_without_tenseal_a_run_does_not_begin_and_a_hospital_refuses(monkeypatch
     safe, _, reply = handle_masked(request, Safe(), me, {}, None, build(of), OPEN, np.random.default_rng(0))
     assert "TenSEAL" in reply.refusal
     assert safe == Safe()
+
+
+def hostile():
+    """Requests that no honest coordinator sends."""
+    number, one = np.ones(8, np.uint8), np.zeros(1, np.uint8)
+    opening = dict.fromkeys(encrypting.TAKES["open"], one)
+    yield "keys", {}
+    yield "keys", {"epoch": np.zeros(3, np.uint8)}
+    yield "keys", {"epoch": np.ones((8, 1), np.uint8)}
+    yield "keys", {"epoch": np.full(8, 255, np.uint8)}  # all numbers used up at once
+    yield "keys", {"epoch": number, "batch": number}
+    yield "agree", {}
+    yield "shares", {}
+    yield "shares", {"members": one, "publics": one, "signatures": one}
+    yield "shares", {"members": np.frombuffer(b"b\na", np.uint8), "publics": one, "signatures": one}
+    yield (
+        "shares",
+        {"members": np.frombuffer(b"north", np.uint8), "publics": one, "signatures": np.zeros((1, 64), np.uint8)},
+    )
+    yield "open", opening
+    yield "open", opening | {"sum": np.zeros(1, np.uint64)}
+    yield "open", opening | {"sum": np.zeros((1, 2, 8192)), "announced": np.zeros(32, np.uint8), "size": number}
+
+
+@pytest.mark.parametrize(("ask", "arrays"), hostile())
+def test_requests_that_no_honest_coordinator_sends_are_refused_and_change_nothing(ask, arrays):
+    plan, key = build(under_encryption(study())), identity.new_key()
+    me = Self(HOLDER, key, {HOLDER: identity.public_key(key)})
+    request = Request(plan.digest, 1, 0, ask, "0" * 64, arrays)
+    safe, _, reply = handle_masked(request, Safe(), me, {}, None, plan, OPEN, np.random.default_rng(0))
+    assert reply.refusal.startswith("expected ")
+    assert safe == Safe()
+
+
+@pytest.mark.parametrize("name", encrypting.ANNOUNCED)
+def test_a_question_whose_words_on_keys_are_others_is_refused(name):
+    of = under_encryption(study())
+    plan, data = build(of), cohorts(of)
+    refused = {}
+
+    def changed(request, vault, me, *rest):
+        if request.ask == "statistics" and name in request.arrays and me.site == "east":
+            array = request.arrays[name]
+            for broken in (None, array.astype(np.float64), array.reshape(-1)[1:], array ^ array.dtype.type(1)):
+                arrays = {key: value for key, value in request.arrays.items() if key != name}
+                arrays |= {} if broken is None else {name: broken}
+                _, _, reply = handle_masked(replace(request, arrays=arrays), vault, me, *rest)
+                refused[str(None if broken is None else (broken.dtype, broken.shape))] = reply.refusal
+        return handle_masked(request, vault, me, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedrounds.core.simulate.handle_masked", changed)
+        next(simulate(plan, data, 0))
+    wrong = [said for said in refused.values() if said]
+    assert len(wrong) == len(refused) - (
+        2 if name == "ckks.index" else 0
+    )  # which is there to tell exchanges apart, whatever it is
 
 
 @pytest.mark.parametrize(
