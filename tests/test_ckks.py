@@ -26,6 +26,7 @@ from fedrounds.core.privacy.settings import Privacy
 from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.reports.account import limits_of
 from fedrounds.tasks import masks
 
 SITES = ("east", "north", "south", "west")
@@ -219,6 +220,18 @@ def test_a_model_of_more_than_two_million_parameters_is_refused():
     large = {"kind": "mlp", "hidden": [2000, 1000]}
     with pytest.raises(StudyError, match="parameters for encrypted sums"):
         build(Study.model_validate({**of.model_dump(mode="json"), "model": large}))
+
+
+def test_a_report_says_what_was_encrypted_that_sums_were_rounded_and_whom_it_does_not_keep_out():
+    said = limits_of(under_encryption(study()))[0]
+    for words in (
+        "Sums were encrypted",
+        "in league with the hospital that holds the key",
+        "rounded to whole steps",
+        "awaits outside review",
+    ):
+        assert words in said
+    assert "Sums were masked" in limits_of(study())[0]
 
 
 def test_without_tenseal_a_run_does_not_begin_and_a_hospital_refuses(monkeypatch):
