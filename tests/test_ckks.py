@@ -177,6 +177,22 @@ def test_without_the_key_holder_nothing_is_opened(ask, said):
         list(simulate(build(of), cohorts(of), 1, lost=lambda request, site: site == HOLDER and request.ask == ask))
 
 
+def test_a_sum_that_the_holder_did_not_sign_is_not_folded(monkeypatch):
+    """Whoever changes the numbers on their way changes no model."""
+    of = under_encryption(study())
+
+    def changed(request, vault, me, *rest):
+        after, state, reply = handle_masked(request, vault, me, *rest)
+        if request.ask == "open":
+            arrays = {**reply.arrays, "digits": reply.arrays["digits"] + np.uint64(1)}
+            reply = replace(reply, arrays=arrays)
+        return after, state, reply
+
+    monkeypatch.setattr("fedrounds.core.simulate.handle_masked", changed)
+    with pytest.raises(QuorumError, match="expected a sum signed by 'north', found another"):
+        list(simulate(build(of), cohorts(of), 1))
+
+
 def test_two_of_four_lost_close_nothing():
     of = under_encryption(study())
     with pytest.raises(QuorumError, match="encrypted sums of at least 3 sites, found those of 2: nothing was opened"):
