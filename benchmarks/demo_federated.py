@@ -1,6 +1,6 @@
 """`make demo-federated`: a coordinator and four hospitals on one machine, really apart: processes, folders, users, TLS, PostgreSQL.
 
-    python benchmarks/demo_federated.py [--rounds 10] [--keep] [--prefect own|off] [--masked]
+    python benchmarks/demo_federated.py [--rounds 10] [--keep] [--prefect own|off] [--masked | --ckks]
 
 UCI heart where ../shared/data is there, made-up data else. It ends with the digests of both ways to run, what a round took and on what,
 and what one hospital's credentials open at the coordinator.
@@ -193,10 +193,16 @@ def demonstration(
             shutil.rmtree(base, ignore_errors=True)
 
 
-def mask(study: Path) -> None:
-    """Have the study mask its sums, and leave out what needs one hospital's numbers."""
+def encrypt(study: Path) -> None:
+    """Have the study encrypt its sums; the first hospital by name holds the key."""
+    holder = min(file.stem for file in (study / "sites").glob("*.toml"))
+    mask(study, f'{{ kind = "ckks", key_holder = "{holder}" }}')
+
+
+def mask(study: Path, protect: str = '{ kind = "masked" }') -> None:
+    """Have the study hide its sums, and leave out what needs one hospital's numbers."""
     with (study / "study.toml").open("a") as file:
-        file.write('\n[privacy]\nprotect = { kind = "masked" }\n')
+        file.write(f"\n[privacy]\nprotect = {protect}\n")
     operations = study / "operations.toml"
     text = re.sub(r"(?ms)^\[drift\].*?(?=^\[|\Z)", "", operations.read_text())
     operations.write_text(re.sub(r"(?m)^margin.*\n", "", text))
@@ -274,13 +280,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/demo-federated.md")
     parser.add_argument("--keep", action="store_true", help="leave the folder for a look")
     parser.add_argument("--masked", action="store_true", help="the coordinator sees sums over the hospitals alone")
+    parser.add_argument("--ckks", action="store_true", help="the same, by encryption under one hospital's key")
     parser.add_argument("--prefect", choices=("own", "off"), default="off", help="of the hospitals' agents")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and so all that it started
     begun = time.monotonic()
-    plant = mask if arguments.masked else None
+    plant = mask if arguments.masked else encrypt if arguments.ckks else None
     with demonstration(arguments.rounds, arguments.prefect, arguments.keep, plant=plant) as it:
-        if arguments.masked:
+        if plant:
             it.agree()
         lines = [
             f"hospitals  {len(it.sites)} have joined and all servers are up after {time.monotonic() - begun:.0f} s"

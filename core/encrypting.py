@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from fedrounds.core import identity
-from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import Request, encode
 from fedrounds.core.params import Array
@@ -41,6 +41,7 @@ def answer_phase(request: Request, safe: Safe, me: Self, protect: Ckks) -> tuple
         UpdateRejected: the request is not one that an honest coordinator sends to this site; the safe stays as it was.
     """
     _takes(request, safe)
+    _installed()
     fields = cast(Fields, request.arrays)
     if request.ask == "keys":
         after, made = holder.make_key(safe, me.key, request.study, me.site, as_number(fields["epoch"]), me.roster)
@@ -85,6 +86,7 @@ def protect_sums(
     Raises:
         UpdateRejected: the key is not the holder's, the epoch another than the one here, or a sum is beyond its grid.
     """
+    _installed()
     arrays = cast(Any, request.arrays)
     if any(name not in arrays for name in ANNOUNCED):
         raise UpdateRejected("expected to be asked for encrypted sums, with a key made before, found neither: refused")
@@ -107,12 +109,22 @@ def protect_sums(
     return cast(Mapping[str, Array], found)
 
 
+def _installed() -> None:
+    """Raise UpdateRejected where TenSEAL is not there: a refusal tells the coordinator, and the agent goes on."""
+    try:
+        ckks.require(1)
+    except StudyError as error:
+        raise UpdateRejected(str(error)) from None
+
+
 def _takes(request: Request, safe: Safe) -> None:
     """Raise UpdateRejected unless a request that touches no row holds what its step takes, in the right types and sizes."""
-    wanted = TAKES.get(request.ask, ())
+    if request.ask not in TAKES:
+        raise UpdateRejected(f"expected to be asked for {', '.join(TAKES)}, found '{request.ask}': it was refused")
+    wanted = TAKES[request.ask]
     kinds = {name: np.uint64 if name == "sum" else np.uint8 for name in wanted}
     if tuple(sorted(request.arrays)) != wanted or any(request.arrays[name].dtype != kinds[name] for name in wanted):
-        raise UpdateRejected(f"expected {', '.join(wanted) or 'nothing'} as bytes, found others: it was refused")
+        raise UpdateRejected(f"expected {', '.join(wanted)} as bytes, found others: it was refused")
     for name, size in {"epoch": 8, "announced": 32, "size": 8}.items():
         if name in wanted and request.arrays[name].shape != (size,):
             raise UpdateRejected(

@@ -29,6 +29,11 @@ MASKED = (
     "There is no differential privacy. Sums were masked: whoever runs the study sees sums over the hospitals that were heard, nothing of one"
     " of them. The masks await outside review."
 )
+ENCRYPTED = (
+    "There is no differential privacy. Sums were encrypted: whoever runs the study sees sums over the hospitals that were heard, nothing of one"
+    " of them, unless it is in league with the hospital that holds the key or with another member. Sums left that hospital rounded to whole"
+    " steps of a grid. The protocol awaits outside review."
+)
 PRIVATE = (
     "There is no secure aggregation: whoever runs the study sees each hospital's noised updates. The noise's sampler and the accounting of"
     " sampled batches await outside review."
@@ -293,7 +298,8 @@ def privacy(of: Evidence) -> Markup:
             "strong",
             "There is no differential privacy in this study: no ε bounds what its model or its messages tell about a patient.",
         ),
-        " What left a hospital was masked: whoever runs the study knows sums over the hospitals that were heard, and nothing of one of them."
+        f" What left a hospital was {'encrypted' if of.study.masked.kind == 'ckks' else 'masked'}: whoever runs the study knows sums over the"
+        " hospitals that were heard, and nothing of one of them."
         if of.study.masked
         else f" What left a hospital was sums, counts and model updates; counts of 1 to {SMALLEST - 1} patients were withheld before they left.",
     )
@@ -302,8 +308,9 @@ def privacy(of: Evidence) -> Markup:
 def limits_of(study: Study) -> tuple[str, ...]:
     """What a report of a study does not show."""
     if study.privacy.dp or study.masked:
-        hidden = MASKED if not study.privacy.dp else TOGETHER if study.masked else PRIVATE
-        return (hidden, *LIMITS[1:])
+        ckks = study.masked and study.masked.kind == "ckks"
+        hidden = ENCRYPTED if ckks else TOGETHER if study.masked else PRIVATE
+        return (hidden if study.privacy.dp or ckks else MASKED, *LIMITS[1:])
     return LIMITS
 
 

@@ -21,7 +21,7 @@ def hidden_by_masks(record: Mapping[str, Any]) -> str:
     """Why there is no table of hospitals, and of how many the sums are."""
     asked = len({*record["sites"], *record.get("refused", {}), *record.get("excluded", {})})
     return (
-        "This study masks its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
+        "This study hides its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
         " hospitals here. What is shown elsewhere is about all patients together,"
         f" at {record['masked']['heard']} of {count(asked, 'hospital')}."
     )

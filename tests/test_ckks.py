@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,18 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedrounds.core import encrypted
+from fedrounds.core import encrypted, encrypting, identity
+from fedrounds.core.answer import handle_masked
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
-from fedrounds.core.masked import TOGETHER
+from fedrounds.core.masked import TOGETHER, Self
+from fedrounds.core.messages import Request
 from fedrounds.core.operations import Drift, Gate, Operations, Promotion
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
 from fedrounds.core.privacy import ckks, digits
 from fedrounds.core.privacy.grid import Grid
+from fedrounds.core.privacy.holder import Safe
 from fedrounds.core.privacy.settings import Privacy
-from fedrounds.core.simulate import simulate
+from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.reports.account import limits_of
 from fedrounds.tasks import masks
 
 SITES = ("east", "north", "south", "west")
@@ -172,6 +177,22 @@ def test_without_the_key_holder_nothing_is_opened(ask, said):
         list(simulate(build(of), cohorts(of), 1, lost=lambda request, site: site == HOLDER and request.ask == ask))
 
 
+def test_a_sum_that_the_holder_did_not_sign_is_not_folded(monkeypatch):
+    """Whoever changes the numbers on their way changes no model."""
+    of = under_encryption(study())
+
+    def changed(request, vault, me, *rest):
+        after, state, reply = handle_masked(request, vault, me, *rest)
+        if request.ask == "open":
+            arrays = {**reply.arrays, "digits": reply.arrays["digits"] + np.uint64(1)}
+            reply = replace(reply, arrays=arrays)
+        return after, state, reply
+
+    monkeypatch.setattr("fedrounds.core.simulate.handle_masked", changed)
+    with pytest.raises(QuorumError, match="expected a sum signed by 'north', found another"):
+        list(simulate(build(of), cohorts(of), 1))
+
+
 def test_two_of_four_lost_close_nothing():
     of = under_encryption(study())
     with pytest.raises(QuorumError, match="encrypted sums of at least 3 sites, found those of 2: nothing was opened"):
@@ -215,6 +236,87 @@ def test_a_model_of_more_than_two_million_parameters_is_refused():
     large = {"kind": "mlp", "hidden": [2000, 1000]}
     with pytest.raises(StudyError, match="parameters for encrypted sums"):
         build(Study.model_validate({**of.model_dump(mode="json"), "model": large}))
+
+
+def test_a_report_says_what_was_encrypted_that_sums_were_rounded_and_whom_it_does_not_keep_out():
+    said = limits_of(under_encryption(study()))[0]
+    for words in (
+        "Sums were encrypted",
+        "in league with the hospital that holds the key",
+        "rounded to whole steps",
+        "awaits outside review",
+    ):
+        assert words in said
+    assert "Sums were masked" in limits_of(study())[0]
+
+
+def test_without_tenseal_a_run_does_not_begin_and_a_hospital_refuses(monkeypatch):
+    of = under_encryption(study())
+    monkeypatch.setitem(sys.modules, "tenseal", None)
+    with pytest.raises(StudyError, match=r"found it is not installed: pip install 'fedrounds\[ckks\]'"):
+        masks.enough(of, SITES)
+    me = Self("east", identity.new_key(), {})
+    request = Request(build(of).digest, 0, 0, "keys", "0" * 64, {"epoch": np.zeros(8, np.uint8)})
+    safe, _, reply = handle_masked(request, Safe(), me, {}, None, build(of), OPEN, np.random.default_rng(0))
+    assert "TenSEAL" in reply.refusal
+    assert safe == Safe()
+
+
+def hostile():
+    """Requests that no honest coordinator sends."""
+    number, one = np.ones(8, np.uint8), np.zeros(1, np.uint8)
+    opening = dict.fromkeys(encrypting.TAKES["open"], one)
+    yield "keys", {}
+    yield "keys", {"epoch": np.zeros(3, np.uint8)}
+    yield "keys", {"epoch": np.ones((8, 1), np.uint8)}
+    yield "keys", {"epoch": np.full(8, 255, np.uint8)}  # all numbers used up at once
+    yield "keys", {"epoch": number, "batch": number}
+    yield "agree", {}
+    yield "shares", {}
+    yield "shares", {"members": one, "publics": one, "signatures": one}
+    yield "shares", {"members": np.frombuffer(b"b\na", np.uint8), "publics": one, "signatures": one}
+    yield (
+        "shares",
+        {"members": np.frombuffer(b"north", np.uint8), "publics": one, "signatures": np.zeros((1, 64), np.uint8)},
+    )
+    yield "open", opening
+    yield "open", opening | {"sum": np.zeros(1, np.uint64)}
+    yield "open", opening | {"sum": np.zeros((1, 2, 8192)), "announced": np.zeros(32, np.uint8), "size": number}
+
+
+@pytest.mark.parametrize(("ask", "arrays"), hostile())
+def test_requests_that_no_honest_coordinator_sends_are_refused_and_change_nothing(ask, arrays):
+    plan, key = build(under_encryption(study())), identity.new_key()
+    me = Self(HOLDER, key, {HOLDER: identity.public_key(key)})
+    request = Request(plan.digest, 1, 0, ask, "0" * 64, arrays)
+    safe, _, reply = handle_masked(request, Safe(), me, {}, None, plan, OPEN, np.random.default_rng(0))
+    assert reply.refusal.startswith("expected ")
+    assert safe == Safe()
+
+
+@pytest.mark.parametrize("name", encrypting.ANNOUNCED)
+def test_a_question_whose_words_on_keys_are_others_is_refused(name):
+    of = under_encryption(study())
+    plan, data = build(of), cohorts(of)
+    refused = {}
+
+    def changed(request, vault, me, *rest):
+        if request.ask == "statistics" and name in request.arrays and me.site == "east":
+            array = request.arrays[name]
+            for broken in (None, array.astype(np.float64), array.reshape(-1)[1:], array ^ array.dtype.type(1)):
+                arrays = {key: value for key, value in request.arrays.items() if key != name}
+                arrays |= {} if broken is None else {name: broken}
+                _, _, reply = handle_masked(replace(request, arrays=arrays), vault, me, *rest)
+                refused[str(None if broken is None else (broken.dtype, broken.shape))] = reply.refusal
+        return handle_masked(request, vault, me, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedrounds.core.simulate.handle_masked", changed)
+        next(simulate(plan, data, 0))
+    wrong = [said for said in refused.values() if said]
+    assert len(wrong) == len(refused) - (
+        2 if name == "ckks.index" else 0
+    )  # which is there to tell exchanges apart, whatever it is
 
 
 @pytest.mark.parametrize(

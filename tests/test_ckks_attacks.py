@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from fedrounds.core import identity
-from fedrounds.core.errors import StateError, UpdateRejected
+from fedrounds.core import encrypting, identity
+from fedrounds.core.errors import StateError, StudyError, UpdateRejected
+from fedrounds.core.masked import Self
+from fedrounds.core.messages import Request
 from fedrounds.core.privacy import ckks, holder, tag, vault
 from fedrounds.core.privacy.holder import Key, Safe
+from fedrounds.core.privacy.settings import Ckks
 
 STUDY, HOLDER, SITES = "ab" * 32, "north", ("east", "north", "south", "west")
 ANNOUNCED, SUBJECT, SIZE = bytes(range(32)), "train 1 0", 31
@@ -304,3 +307,67 @@ def test_a_safe_is_the_same_after_it_was_on_the_disk(party):
         with pytest.raises(StateError, match="found damaged bytes"):
             vault.load(kept[:-1])
     assert repr(party.safes[HOLDER]) == "Safe(epoch 1)"
+
+
+# --- what else is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weak", [0, 1, 2**255 - 19, 2**255 - 20])
+def test_a_weak_key_and_one_in_another_spelling_are_refused_and_whose_they_are_is_said(party, weak):
+    public = weak.to_bytes(32, "little")
+    words = holder.words_of_key(STUDY, 1, "east", public, party.roster)
+    with pytest.raises(UpdateRejected, match="found a weak one of 'east'"):
+        holder.member(STUDY, 1, "east", public, identity.seal(party.keys["east"], words), party.roster)
+
+
+def test_a_key_is_made_only_with_the_holders_own_key_among_the_members(party):
+    party.safes[HOLDER] = replace(party.safes[HOLDER], secret=b"")
+    others = {site: said for site, said in party.said.items() if site != HOLDER}
+    with pytest.raises(UpdateRejected, match="this site's among them"):
+        party.hold(others)
+
+
+def test_nothing_is_sent_under_a_key_whose_holder_is_no_member(party):
+    at = [SITES.index(site) for site in SITES if site != HOLDER]
+    left = tuple(SITES[row] for row in at)
+    key = replace(party.key, members=left, publics=party.key.publics[at], sealed=party.key.sealed[at])
+    key = replace(key, signature=identity.seal(party.keys[HOLDER], key.words(STUDY, HOLDER, party.roster)))
+    with pytest.raises(UpdateRejected, match="expected the key holder among the members, found it is none"):
+        party.part("east", key=key)
+
+
+def test_a_site_without_the_key_opens_nothing(party):
+    parts = party.parts()
+    party.safes[HOLDER] = replace(party.safes[HOLDER], secret=b"")
+    with pytest.raises(UpdateRejected, match="expected an epoch whose key is here, found none"):
+        party.open(parts)
+
+
+@pytest.mark.parametrize("ask", ["shares", "open"])
+def test_only_the_holder_answers_what_is_the_holders(party, ask):
+    names = np.frombuffer(b"east", np.uint8)
+    arrays = dict.fromkeys(encrypting.TAKES[ask], names)
+    arrays |= {"sum": np.zeros(1, np.uint64), "announced": np.zeros(32, np.uint8), "size": np.zeros(8, np.uint8)}
+    request = Request(STUDY, 1, 0, ask, "0" * 64, {name: arrays[name] for name in encrypting.TAKES[ask]})
+    me = Self("east", party.keys["east"], party.roster)
+    with pytest.raises(UpdateRejected, match="expected the key holder 'north' to be asked, found 'east' was"):
+        encrypting.answer_phase(request, party.safes["east"], me, Ckks(kind="ckks", key_holder=HOLDER))
+
+
+def test_names_that_are_no_text_are_refused(party):
+    request = Request(
+        STUDY, 1, 0, "shares", "0" * 64, dict.fromkeys(encrypting.TAKES["shares"], np.full(4, 200, np.uint8))
+    )
+    me = Self(HOLDER, party.keys[HOLDER], party.roster)
+    with pytest.raises(UpdateRejected, match="expected names of sites in name order"):
+        encrypting.answer_phase(request, party.safes[HOLDER], me, Ckks(kind="ckks", key_holder=HOLDER))
+
+
+def test_bytes_of_another_release_of_tenseal_are_known_for_that():
+    import tenseal
+
+    context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 60], n_threads=1)
+    parameters = dict(ckks._fields(context.serialize(False, False, False, False)))[1]  # small, so they are compressed
+    for data in (parameters, parameters[:-1], b"", b"\0" * 40):
+        with pytest.raises(StudyError, match=r"expected TenSEAL 0\.3\.18's bytes"):
+            ckks._raw(data)

@@ -12,8 +12,9 @@ Guarantees, against a coordinator that does what it likes, but has no member wit
     * a key of encryption that the holder did not sign, for this epoch, roster and these parameters, is refused (`verify`).
 Against the holder alone: it sees sums, never one site's residues, so it learns no more than the coordinator does.
 
-Not protected: from a coordinator and the holder together, who are whoever has the key. From a coordinator and another member together: it
-knows the rows of tags; and a part that is no encryption can make a sum tell of the key. Masked sums stand that; these do not.
+Not protected: from a holder that says another sum than it found (its signature stays). From a coordinator and the holder together, who are
+whoever has the key. From a coordinator and another member together: it knows the rows of tags; and a part that is no encryption can make a
+sum tell of the key. Masked sums stand that; these do not.
 """
 
 from __future__ import annotations
@@ -242,7 +243,7 @@ def disclose(
         * never of fewer than `least` sites, three or more, each on the roster and each with its own signature for this announcement;
         * only what is the sum of the very residues that they signed: one site's alone, or a sum with one counted twice, stays closed;
         * a round's exchange is opened of one set of sites alone, an announcement once;
-        * what leaves is whole numbers within what so many sites can add up to.
+        * what leaves is whole numbers, within what sums can be (2^31).
 
     Raises:
         UpdateRejected: as above; nothing was opened.
