@@ -22,7 +22,8 @@ class Masked(Frozen):
 
     `clip`: a number of an update, times its site's share of the weight, is clipped to ±clip and counted; `bits`: of the word that it
     travels in, the wider the finer; `batch`: exchanges for which keys are made at a time; `margin`: where it is set, sites count under masks
-    at how many of them the loss rose by more than this above the champion's (`core/worse.py`).
+    at how many of them the loss rose by more than this above the champion's (`core/worse.py`); `groups`: into how many sums the sites fall,
+    for a median of them (`core/groups.py`).
     """
 
     kind: Literal["masked"]
@@ -30,10 +31,12 @@ class Masked(Frozen):
     bits: Literal[16, 32, 64] = 32
     batch: int = Field(default=32, ge=4, le=256)
     margin: NonNegative | None = None
+    groups: int = Field(default=1, ge=1, le=64)
 
     @model_serializer(mode="wrap")
     def _older_studies_keep_their_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
+        later: dict[str, Any] = {"margin": None, "groups": 1}
+        return {name: value for name, value in dump(self).items() if name not in later or value != later[name]}
 
 
 Protect = Annotated[Plain | Masked, Field(discriminator="kind")]
