@@ -284,15 +284,23 @@ def privacy(of: Evidence) -> Markup:
             "There is no differential privacy in this study: no ε bounds what its model or its messages tell about a patient.",
         ),
         " What left a hospital was masked: whoever runs the study knows sums over the hospitals that were heard, and nothing of one of them."
+        f"{_by_groups(of.study)}"
         if of.study.masked
         else f" What left a hospital was sums, counts and model updates; counts of 1 to {SMALLEST - 1} patients were withheld before they left.",
     )
 
 
+def _by_groups(study: Study) -> str:
+    """What is seen besides where sums are masked by groups; empty where there is one sum."""
+    if study.masked is None or study.masked.groups == 1:
+        return ""
+    return f" The hospitals fall into {study.masked.groups} groups, and the sum of each group is seen by itself."
+
+
 def limits_of(study: Study) -> tuple[str, ...]:
     """What a report of a study does not show."""
     if study.privacy.dp or study.masked:
-        return (PRIVATE if study.privacy.dp else MASKED, *LIMITS[1:])
+        return (PRIVATE if study.privacy.dp else f"{MASKED}{_by_groups(study)}", *LIMITS[1:])
     return LIMITS
 
 

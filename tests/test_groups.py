@@ -30,6 +30,7 @@ from fedrounds.core.round import open_round
 from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.state import Champion
 from fedrounds.core.study import Study
+from fedrounds.reports.account import limits_of
 from fedrounds.tasks import masks
 
 NINE = tuple("abcdefghi")
@@ -392,3 +393,9 @@ def test_hospitals_apart_train_the_model_of_one_process_and_keep_to_their_group(
         asking = run.open("score")
         study.ask(run, asking)
     assert "its group under masks would be another one" in hospital.book.asked(1)[0].reason
+
+
+def test_the_report_says_that_the_sum_of_each_group_is_seen():
+    said = " The hospitals fall into 3 groups, and the sum of each group is seen by itself."
+    assert limits_of(study())[0].endswith(said)
+    assert "groups" not in limits_of(study(combine={"kind": "weighted_mean"}, protect={"kind": "masked"}))[0]
