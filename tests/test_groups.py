@@ -32,6 +32,7 @@ from fedrounds.core.state import Champion
 from fedrounds.core.study import Study
 from fedrounds.reports.account import limits_of
 from fedrounds.tasks import masks
+from fedrounds.tasks.preview import samples
 
 NINE = tuple("abcdefghi")
 FIFTEEN = tuple("abcdefghijklmno")
@@ -378,6 +379,21 @@ def test_hospitals_apart_train_the_model_of_one_process_and_keep_to_their_group(
         "server = { rate = 1.0 } ": 'combine = { kind = "median" }\nserver = { rate = 1.0 } ',
     }
     study = apart(masked='{ kind = "masked", groups = 3 }', sites=HOSPITALS, protocol=protocol)
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics")
+        asking = run.open("train")
+        while asking.request.ask != "open":
+            asking = run.aggregate(asking, study.ask(run, asking))
+        study.ask(run, asking)  # opened, and then the coordinator dies
+    sampled = [sample.document() for sample in samples(study.hospital("west"))]
+    assert [it["ask"] for it in sampled] == [
+        "gate",
+        *["keys", "shares", "statistics"],
+        *["keys", "shares", "train"],
+        *["keys", "shares", "score"],
+    ]
+    assert not any(it["header"]["refusal"] for it in sampled)
     with study.run() as run:
         assert study.drive(run) == study.reference()[-1][1]
     assert [it.outcome for it in study.replies()] == ["taken"] * len(study.replies())
