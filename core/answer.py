@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedrounds.core.algorithm import SiteState, Sums
 from fedrounds.core.codec import foreign, widen, written
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen
+from fedrounds.core.groups import roster_of
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import OF_TABLE, Reply, Request, answer_to
 from fedrounds.core.params import Array
@@ -20,6 +22,7 @@ from fedrounds.core.phases import PHASES
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import withhold
+from fedrounds.core.privacy.epoch import FEWEST
 from fedrounds.core.privacy.holder import Safe
 from fedrounds.core.privacy.private import only_noised
 from fedrounds.core.privacy.secagg import Vault
@@ -111,6 +114,10 @@ def handle_masked(
             raise UpdateRejected(foreign_study(request, plan))
         if plan.study.masked.margin is not None and len(me.roster) < worse.FEWEST:
             raise UpdateRejected(f"its study counts who got worse, which takes {worse.FEWEST} sites on the roster")
+        groups = plan.study.masked.groups
+        me = replace(me, roster=roster_of(me.site, me.roster, groups, plan.digest))
+        if groups > 1 and len(me.roster) < FEWEST:
+            raise UpdateRejected(f"its group under masks has fewer than {FEWEST} sites on the roster")
         if request.ask in PHASES:
             after, arrays = _phase(request, vault, me, plan)
             return after, state, answer_to(request, me.site, "", arrays)

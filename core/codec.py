@@ -22,7 +22,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import Request
 from fedrounds.core.params import Array
 from fedrounds.core.plan import seed
-from fedrounds.core.study import Codec
+from fedrounds.core.wire import Codec
 
 NARROWED = frozenset({"theta", "champion", "delta"})
 CODED = "delta"  # what travels as bytes under rotated8

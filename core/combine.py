@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedrounds.core.errors import QuorumError
 from fedrounds.core.params import Vector
 
 
@@ -37,5 +38,32 @@ def weighted_mean() -> Combine:
 
     def finish(total: tuple[Vector, float]) -> Vector:
         return total[0] / total[1]
+
+    return Combine(start, add, finish)
+
+
+def median(attackers: int) -> Combine:
+    """The median of each number (Yin et al. 2018, definition 1), weights aside. Holds all updates.
+
+    Guarantees:
+        * with up to `attackers` arbitrary updates, each number lies within the range of the other updates' numbers.
+
+    Raises QuorumError, at the end, unless there are 2 `attackers` + 1 updates or more.
+    """
+
+    def start(size: int) -> list[Vector]:
+        del size
+        return []
+
+    def add(total: list[Vector], update: Vector, weight: float) -> list[Vector]:
+        del weight
+        return [*total, update]
+
+    def finish(total: list[Vector]) -> Vector:
+        if len(total) < 2 * attackers + 1:
+            raise QuorumError(
+                f"expected {2 * attackers + 1} updates or more for a median that {attackers} cannot sway, found {len(total)}"
+            )
+        return np.median(np.stack(total), axis=0)
 
     return Combine(start, add, finish)

@@ -149,6 +149,11 @@ class Masking:
         enough = max(epochs.FEWEST, epochs.threshold(len(self.roster)))
         return enough if self.phase in ("agree", "open") else max(self.quorum, enough)
 
+    @property
+    def waits(self) -> int:
+        """How many answers leave nobody to wait for."""
+        return self.needed
+
     # --- what comes back ----------------------------------------------------------------------------------------------
 
     def step(self, replies: Iterable[Reply], refused: dict[str, str] | None = None) -> Masking | Opened:

@@ -12,7 +12,7 @@ import numpy as np
 from fedrounds.core import encrypted, local, server
 from fedrounds.core.algorithm import Algorithm
 from fedrounds.core.averaging import averaging, scoring
-from fedrounds.core.combine import weighted_mean
+from fedrounds.core.combine import Combine, median, weighted_mean
 from fedrounds.core.evaluate import Task
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family
@@ -92,7 +92,7 @@ def build(study: Study) -> Plan:
     step, bins = _server(study), study.validation.bins
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
     agreed |= {"rows": (1,)} if study.masked and not study.privacy.dp else {}
-    combine, weight = weighted_mean(), _weight(study)
+    combine, weight = _combine(study), _weight(study)
     algorithms: dict[Ask, Algorithm]
     if dp := study.privacy.dp:
         if isinstance(dp, Hospitals):
@@ -175,6 +175,10 @@ def _server(study: Study) -> server.ServerStep:
             return server.yogi(rate, beta_1, beta_2, tau)
         case _:
             assert_never(study.algorithm.server)
+
+
+def _combine(study: Study) -> Combine:
+    return median(study.median.attackers) if study.median else weighted_mean()
 
 
 def _weight(study: Study) -> Callable[[str, float], float]:

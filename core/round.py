@@ -23,6 +23,7 @@ from fedrounds.core.codec import beside, foreign, narrow, read
 from fedrounds.core.encrypted import Encrypting
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
+from fedrounds.core.groups import Grouped, Parts, Rings, grouped, merged, opened_sums
 from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
 from fedrounds.core.messages import Ask, Reply, Request
 from fedrounds.core.params import Array
@@ -45,12 +46,13 @@ class Asking:
         default_factory=dict[str, str]
     )  # site -> reason, from earlier exchanges of the round
     factors: Mapping[str, float] = field(default_factory=dict[str, float])  # site -> what its lambda is multiplied by
-    masking: Masking | Encrypting | None = None  # where it stands, if the study hides its sums
+    masking: Masking | Grouped | Encrypting | None = None  # where it stands, if the study hides its sums
 
     def request_to(self, site: str) -> Request:
-        """The request as one site gets it: the same for all, but for what only it can unseal."""
+        """The request as one site gets it: the same for all, but for what only it can unseal, or what its group is asked."""
         private = self.masking.private(site) if self.masking else None
-        return replace(self.request, arrays={**self.request.arrays, **private}) if private else self.request
+        request = self.masking.request_of(site) if isinstance(self.masking, Grouped) else self.request
+        return replace(request, arrays={**request.arrays, **private}) if private else request
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Roll:
 
     roster: Mapping[str, bytes]
     number: int
-    keyring: Keyring | encrypted.Keyring | None = None
+    keyring: Keyring | Rings | encrypted.Keyring | None = None
     before: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
@@ -85,7 +87,7 @@ class Closed:
     profiles: Mapping[str, Sums] = field(default_factory=dict[str, Sums])  # site -> its profile
     heard: tuple[str, ...] = ()  # under masks: whose sum it is; scores and training are then of all together
     clipped: int = 0  # under masks: numbers that were beyond the clip
-    keyring: Keyring | encrypted.Keyring | None = None  # under masks: for the next round
+    keyring: Keyring | Rings | encrypted.Keyring | None = None  # under masks: for the next round
     worse: Worse | None = (
         None  # under masks: at how many sites the loss rose above the champion's, where that is counted
     )
@@ -135,7 +137,7 @@ def _closed(
     ask: Ask,
     answered: tuple[str, ...],
     refused: Mapping[str, str],
-    opened: Opened | None = None,
+    opened: Opened | Parts | None = None,
     clipped: int = 0,
     worse: Worse | None = None,
 ) -> Asking | Closed:
@@ -162,17 +164,27 @@ def _closed(
 
 
 def _unmasked(
-    asking: Asking, masking: Masking | Encrypting, plan: Plan, replies: Iterable[Reply], refused: dict[str, str]
+    asking: Asking,
+    masking: Masking | Grouped | Encrypting,
+    plan: Plan,
+    replies: Iterable[Reply],
+    refused: dict[str, str],
 ) -> Asking | Closed:
     """The next step of an exchange under masks; after the last, the sum of those who were heard is folded."""
     after = masking.step(_kept(asking, plan, replies, refused), refused)
-    if not isinstance(after, Opened):
+    if not isinstance(after, Opened | Parts):
         request, needed = after.request, after.needed
         return replace(asking, request=request, sites=after.sites, quorum=needed, refused=refused, masking=after)
     ask = masking.outer.ask
     sheet = sheet_of(plan, masking.outer)
+    scale = sheets.scale(plan.study, masking.outer.arrays)
+    if isinstance(after, Parts):
+        groups, heard, clipped = opened_sums(after, sheet, scale, refused)
+        folded = merged(plan.algorithms[ask].fold(asking.state, groups))
+        return _closed(asking, plan, folded, ask, heard, refused, after, clipped)
+    sheet.require(after.words, after.sites, len(after.heard))
     sums, clipped = sheet.sums(after.words, after.sites)
-    whole = sheets.together(sums, sheets.scale(plan.study, masking.outer.arrays))
+    whole = sheets.together(sums, scale)
     if plan.study.privacy.dp:
         whole = {**whole, HEARD: np.array([len(after.heard), after.sites])}
     folded = plan.algorithms[ask].fold(asking.state, [(TOGETHER, whole)])
@@ -191,6 +203,8 @@ def _kept(asking: Asking, plan: Plan, replies: Iterable[Reply], refused: dict[st
     """Each reply that keeps to the request and is no refusal; who refused is noted."""
     shapes, last = expected(asking.request, plan), ""
     for reply in replies:
+        if isinstance(asking.masking, Grouped) and reply.site in asking.sites:  # groups may be of other sizes
+            shapes = expected(asking.masking.request_of(reply.site), plan)
         check(reply, asking.request, asking.sites, shapes)
         if reply.site <= last:
             raise UpdateRejected(f"expected one reply a site, in site order, found '{reply.site}' after '{last}'")
@@ -230,6 +244,10 @@ def _ask(
         )
         return Asking(state, masking.request, masking.sites, masking.needed, refused, factors, masking)
     masking = Masking(request, sites, roll.roster, roll.number, protect.batch, quorum, before=roll.before)
+    if plan.study.median:
+        rings, missing = roll.keyring if isinstance(roll.keyring, Rings) else None, dict(refused)
+        parts = grouped(masking, protect.groups, plan.study.median.fewest, rings, missing)
+        return Asking(state, parts.request, parts.sites, parts.needed, missing, factors, parts)
     if isinstance(roll.keyring, Keyring) and roll.keyring.serves(sites):
         masking = replace(masking, phase="masked", keyring=roll.keyring)
     return Asking(state, masking.request, sites, masking.needed, refused, factors, masking)

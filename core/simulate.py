@@ -10,6 +10,7 @@ import numpy as np
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.answer import Policy, empty, handle, handle_masked
 from fedrounds.core.encrypted import Keyring as Encrypted
+from fedrounds.core.groups import Rings
 from fedrounds.core.identity import new_key, public_key
 from fedrounds.core.masked import Keyring, Self
 from fedrounds.core.messages import Ask, Reply, Request, decode, encode
@@ -54,7 +55,7 @@ def simulate(
         site: _Site(site, plan, policy, rng_of or plan.rng, Self(site, keys[site], roster) if keys else None)
         for site in data
     }
-    keyring: Keyring | Encrypted | None = None
+    keyring: Keyring | Rings | Encrypted | None = None
 
     def visit(state: RunState, ask: Ask, rows: Mapping[str, Cohort | Rows]) -> Closed:
         nonlocal keyring

@@ -12,8 +12,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedrounds.core import robust
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name, NonNegative, Rate
 from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
+from fedrounds.core.robust import Combine, Median, WeightedMean
+from fedrounds.core.wire import Wire
 
 Label = str | int | float
 
@@ -223,15 +226,6 @@ class LocalProximal(Frozen):
 Local = Annotated[LocalSgd | LocalAdam | LocalProximal, Field(discriminator="kind")]
 
 
-class WeightedMean(Frozen):
-    """The mean of the updates by the study's weights."""
-
-    kind: Literal["weighted_mean"]
-
-
-Combine = WeightedMean
-
-
 class ServerSgd(Frozen):
     """theta + rate * delta; rate 1 is the plain average (McMahan et al. 2017)."""
 
@@ -277,7 +271,9 @@ class ServerYogi(Frozen):
 
 Server = Annotated[ServerSgd | ServerMomentum | ServerAdagrad | ServerAdam | ServerYogi, Field(discriminator="kind")]
 
-PRESETS: dict[str, tuple[str, str]] = {  # name: (local, server); each combines by the weighted mean
+PRESETS: dict[
+    str, tuple[str, str]
+] = {  # name: (local, server); each combines by the weighted mean unless told otherwise
     "fedavg": ("sgd", "sgd"),
     "fedavgm": ("sgd", "momentum"),
     "fedprox": ("proximal", "sgd"),
@@ -313,18 +309,6 @@ class Algorithm(Frozen):
                 )
             parts[part] = options
         return parts
-
-
-# --- the wire ---------------------------------------------------------------------------------------------------------
-
-Codec = Literal["float64", "float32", "rotated8"]
-
-
-class Wire(Frozen):
-    """How messages are written: `float32` halves the bytes of training and rounds parameters and updates to a relative 2^-24; `rotated8`
-    sends parameters so, and updates in a quarter of that, to a hundredth (`core/rotation.py`)."""
-
-    codec: Codec = "float64"
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -377,6 +361,7 @@ class Study(Frozen):
             )
         free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
         self.privacy.require(free, self.protocol.codec)
+        robust.require(self.algorithm.combine, self.privacy, self.weights)
         if self.privacy.dp:
             local = self.algorithm.local
             self.privacy.dp.require(free, local.kind, (local.epochs, local.batch), self.weights)
@@ -386,6 +371,11 @@ class Study(Frozen):
     def masked(self) -> Masked | Ckks | None:
         """How sums are hidden, by masks or by encryption; None where they are not."""
         return self.privacy.masked
+
+    @property
+    def median(self) -> Median | None:
+        """How a median combines updates, None where their mean does."""
+        return self.algorithm.combine if isinstance(self.algorithm.combine, Median) else None
 
     @property
     def digest(self) -> str:

@@ -300,9 +300,17 @@ def privacy(of: Evidence) -> Markup:
         ),
         f" What left a hospital was {'encrypted' if of.study.masked.kind == 'ckks' else 'masked'}: whoever runs the study knows sums over the"
         " hospitals that were heard, and nothing of one of them."
+        f"{_by_groups(of.study)}"
         if of.study.masked
         else f" What left a hospital was sums, counts and model updates; counts of 1 to {SMALLEST - 1} patients were withheld before they left.",
     )
+
+
+def _by_groups(study: Study) -> str:
+    """What is seen besides where sums are masked by groups; empty where there is one sum."""
+    if study.masked is None or study.masked.groups == 1:
+        return ""
+    return f" The hospitals fall into {study.masked.groups} groups, and the sum of each group is seen by itself."
 
 
 def limits_of(study: Study) -> tuple[str, ...]:
@@ -310,7 +318,7 @@ def limits_of(study: Study) -> tuple[str, ...]:
     if study.privacy.dp or study.masked:
         ckks = study.masked and study.masked.kind == "ckks"
         hidden = ENCRYPTED if ckks else TOGETHER if study.masked else PRIVATE
-        return (hidden if study.privacy.dp or ckks else MASKED, *LIMITS[1:])
+        return (hidden if study.privacy.dp or ckks else f"{MASKED}{_by_groups(study)}", *LIMITS[1:])
     return LIMITS
 
 

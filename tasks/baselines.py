@@ -11,8 +11,10 @@ import numpy as np
 
 from fedrounds.core.answer import Policy, handle
 from fedrounds.core.evaluate import metrics, total
+from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort
 from fedrounds.core.preprocess import encode as encode_rows
+from fedrounds.core.robust import WeightedMean
 from fedrounds.core.round import open_round
 from fedrounds.core.simulate import simulate
 from fedrounds.tasks.withheld import withheld
@@ -40,13 +42,14 @@ def compare(run: Run) -> None:
         run.ledger.note("baselines", {})
         return
     local: dict[str, Any] = {}
+    plan = _by_mean(run.plan)
     with withheld("to train the models to compare with"):
         for name, cohort in cohorts.items():
-            start, policy = run.plan.start(run.state.statistics), run.wards[name].policy
-            closed = list(simulate(run.plan, {name: cohort}, rounds, state=start, policy=policy))[-1]
+            start, policy = plan.start(run.state.statistics), run.wards[name].policy
+            closed = list(simulate(plan, {name: cohort}, rounds, state=start, policy=policy))[-1]
             local[name] = metrics(run.plan.task, *closed.scores[name])
         policies = {name: run.wards[name].policy for name in cohorts}
-        pooled = _pooled(run.plan, cohorts, policies, rounds, run.state.statistics)
+        pooled = _pooled(plan, cohorts, policies, rounds, run.state.statistics)
     table = {
         "local": local,
         "pooled": {name: metrics(run.plan.task, *scores) for name, scores in pooled.items()},
@@ -55,6 +58,15 @@ def compare(run: Run) -> None:
         "token": token,
     }
     run.ledger.note("baselines", table)
+
+
+def _by_mean(plan: Plan) -> Plan:
+    """The study where updates combine by their mean: there is no median of one site's, or of the pool's."""
+    study = plan.study
+    if study.median is None:
+        return plan
+    algorithm = study.algorithm.model_copy(update={"combine": WeightedMean(kind="weighted_mean")})
+    return build(study.model_copy(update={"algorithm": algorithm}))
 
 
 def _pooled(

@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from fedrounds.core.asking import dump
+from fedrounds.core.groups import Grouped
 from fedrounds.core.masked import Masking
 from fedrounds.core.messages import Finding, Reply, Request, decode
 from fedrounds.core.phases import step_of, subject_of
@@ -72,7 +73,7 @@ class Correspondence(Run):
         roster = next(iter(self.wards.values())).roster
         return Roll(roster, 1 + self.ledger.newest_attempt(), keyring, self._before())
 
-    def opening(self, masking: Masking) -> None:
+    def opening(self, masking: Masking | Grouped) -> None:
         """Note of whom a sum will be opened, before anybody is asked to: hospitals never open it of others."""
         self.ledger.note("opened", {**self._before(), subject_of(masking.outer): masking.alive})
 
@@ -121,7 +122,9 @@ class Correspondence(Run):
 
     def enough(self, question: Question) -> bool:
         """Whether nobody else need be waited for: of shares and signatures, what is needed is as good as all."""
-        if question.request.ask not in ("agree", "open") or self._answered < question.asking.quorum:
+        masking = question.asking.masking
+        waits = masking.waits if masking else question.asking.quorum
+        if question.request.ask not in ("agree", "open") or self._answered < waits:
             return False
         self._enough = self._enough or time.monotonic()
         return time.monotonic() - self._enough > GRACE_S  # one who lies must not keep out one who is a moment later

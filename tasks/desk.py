@@ -109,7 +109,7 @@ class Desk(Traffic):
 
     def _looked_at(self, name: Name, question: Question) -> Received:
         try:
-            signed = self.mailbox.get(name, self._largest(question.request) + ENVELOPE)
+            signed = self.mailbox.get(name, self._largest(question.asking.request_to(self.name)) + ENVELOPE)
             if signed is None:
                 raise UpdateRejected(f"expected an object at {name.folder}, found none: it was dropped")
             payload = identity.verify(self.public, question.about(self.name, "reply"), signed)
@@ -134,7 +134,10 @@ class Desk(Traffic):
             if not found.refusal:
                 received(self.name, found.verdict)
             return found.refusal
-        reply = decode(payload, Reply)
+        reply, request = (
+            decode(payload, Reply),
+            question.asking.request_to(self.name),
+        )  # groups under masks are asked by themselves
         check(reply, request, (self.name,), expected(request, self.plan))
         if not self.plan.study.masked and (said := foreign(reply.arrays, self.plan.study.protocol.codec)):
             raise UpdateRejected(f"{said} from site '{self.name}': it was refused")

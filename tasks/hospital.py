@@ -24,6 +24,7 @@ from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.encrypting import opens
 from fedrounds.core.errors import StudyError, UpdateRejected
+from fedrounds.core.groups import roster_of
 from fedrounds.core.identity import About
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import Finding, Reply, Request, answer_to, decode, encode, pack, unpack
@@ -43,6 +44,10 @@ from fedrounds.tasks.witness import Witness
 LARGEST_REQUEST = 256 << 20  # bytes; what a coordinator may make a hospital read
 OFF_RECORD = "the coordinator shows no log, and the key holder opens a sum only when the log holds whose it is and what each signed"
 NO_ROSTER = "its people have not agreed on the hospitals' keys, which masks need: `fedrounds site roster`"
+OTHER_GROUP = (
+    "its group under masks would be another one by the roster that its people agreed on since: two groups' sums would tell of one site, so begin"
+    " a new study"
+)
 GATE_S = 900  # of one gate; a suite may hold a pattern that never ends
 
 
@@ -262,10 +267,16 @@ class Hospital:
         roster, key = self.roster(), f"vault {request.study}"
         if not roster:
             return memory, answer_to(request, self.name, NO_ROSTER), {}
+        groups = joined.plan.study.masked.groups
+        group = roster_of(self.name, roster, groups, request.study) if groups > 1 else {}
+        mine = {name: public.hex() for name, public in group.items()}
+        if (self.book.fact(f"group {request.study}") or mine) != mine:
+            return memory, answer_to(request, self.name, OTHER_GROUP), {}
         vault = self.book.fact(key)
         before = vaults.load(bytes.fromhex(vault)) if vault else answers.empty(joined.plan)
         secrets, after, reply = ward.masked(request, before, Self(self.name, self.key, roster), memory)
-        return after, reply, {key: vaults.dump(secrets).hex()}
+        kept = {f"group {request.study}": mine} if mine else {}
+        return after, reply, {key: vaults.dump(secrets).hex(), **kept}
 
     def roster(self) -> Mapping[str, bytes]:
         """Whose keys count under masks, as people here have agreed with the other hospitals; empty until they have."""

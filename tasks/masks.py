@@ -19,6 +19,17 @@ def enough(study: Study, sites: Collection[str]) -> None:
         raise StudyError(
             f"expected at least {FEWEST} sites for masked sums, found {len(sites)}: with two, each would know the other's part"
         )
+    groups = study.masked.groups if study.masked else 1
+    if groups > 1 and len(sites) < FEWEST * groups:
+        raise StudyError(
+            f"expected at least {FEWEST * groups} sites for {groups} groups of {FEWEST} or more under masks, found {len(sites)}: with two in"
+            " a group, each would know the other's part"
+        )
+    if study.median and len(sites) < study.median.fewest:
+        raise StudyError(
+            f"expected at least {study.median.fewest} sites for a median that {study.median.attackers} cannot sway, found {len(sites)}:"
+            " their own would be the most"
+        )
     if study.masked and study.masked.margin is not None and len(sites) < FEWEST_COUNTED:
         raise StudyError(
             f"expected at least {FEWEST_COUNTED} sites to count those that got worse, found {len(sites)}: among so few the count says too"
@@ -34,10 +45,15 @@ def enough(study: Study, sites: Collection[str]) -> None:
 
 
 def require(study: Study, operations: Operations) -> None:
-    """Raise StudyError where operations.toml asks for what masked sums hide."""
+    """Raise StudyError where operations.toml asks for what masked sums hide, or for weights of a median, which has none."""
+    gate = operations.gate
+    if study.median and "down-weight" in (gate.policy, gate.warning, gate.info):
+        raise StudyError(
+            "expected nothing in operations.toml that weighs a site, found `down-weight` under [gate] with a median, which counts every site"
+            " alike: set it to exclude or warn"
+        )
     if study.masked is None:
         return
-    gate = operations.gate
     hidden = {
         "`margin` under [promotion]: no site's own loss is known (from five sites on privacy.protect.margin counts under masks those that got"
         " worse)": "margin" in operations.promotion.model_fields_set,

@@ -17,13 +17,14 @@ from fedrounds.core.masked import Self
 from fedrounds.core.messages import Ask, Reply, Request, encode, unpack
 from fedrounds.core.phases import PHASES
 from fedrounds.core.plan import build
+from fedrounds.core.privacy.epoch import FEWEST
 from fedrounds.core.privacy.settings import Privacy
 from fedrounds.core.round import Asking, Roll, close_exchange, open_round
 from fedrounds.core.simulate import simulate
+from fedrounds.core.worse import FEWEST as FEWEST_COUNTED
 from fedrounds.tasks.hospital import Hospital
 from fedrounds.tasks.joined import Joined, newest
 
-OTHERS = ("made-up-1", "made-up-2")
 ASKS: tuple[Ask, ...] = ("gate", "statistics", "profile", "train", "score")
 
 
@@ -85,6 +86,8 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
             yield Sample(ask, encode(reply))
             if reply.refusal:
                 return
+            if joined.plan.study.median and ask == "train":  # there is none of one update
+                break
             asking = close_exchange(asking, joined.plan, [reply])
         if ask == "statistics":
             state = asking.state
@@ -92,8 +95,11 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
 
 def _masked(name: str, joined: Joined) -> Iterator[Sample]:
     ward, plan = joined.ward, joined.plan
+    assert plan.study.masked is not None
     ckks = encrypted.protecting(plan.study)
-    keys = {one: new_key() for one in sorted({name, *OTHERS, *([ckks.key_holder] if ckks else [])})}
+    fewest = FEWEST_COUNTED if plan.study.masked.margin is not None else FEWEST * plan.study.masked.groups
+    others = tuple(f"made-up-{number}" for number in range(1, fewest))
+    keys = {one: new_key() for one in sorted({name, *others, *([ckks.key_holder] if ckks else [])})}
     roster = {one: public_key(key) for one, key in keys.items()}
     vaults, state = {one: empty(plan) for one in keys}, plan.start()
     for ask in ("statistics", "train", "score"):
@@ -107,7 +113,7 @@ def _masked(name: str, joined: Joined) -> Iterator[Sample]:
                 if one == name:
                     yield Sample(asking.request.ask, encode(reply))
             asking = close_exchange(asking, plan, replies)
-        _, _, reply = ward.masked(asking.request, vaults[name], Self(name, keys[name], roster), {})
+        _, _, reply = ward.masked(asking.request_to(name), vaults[name], Self(name, keys[name], roster), {})
         yield Sample(ask, encode(reply))
         if reply.refusal or ward.cohort is None:
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedrounds.core.champion import judged
 from fedrounds.core.errors import GateHalt, QuorumError, StudyError
+from fedrounds.core.groups import Grouped, Rings
 from fedrounds.core.identity import public_key
 from fedrounds.core.masked import Keyring, Masking
 from fedrounds.core.messages import Ask, encode
@@ -111,7 +112,7 @@ class Run:
         self.shown = 0.0  # and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
-        self._keyring: Keyring | None = None  # of masks, if the study has them
+        self._keyring: Keyring | Rings | None = None  # of masks, if the study has them
         if crew and folder.study.masked:
             raise StudyError(
                 "expected a study that masks its sums to run in one process or federated, found a cluster: leave --runner out"
@@ -244,7 +245,7 @@ class Run:
         keyring, self._keyring = self._keyring, None
         return Roll(roster, 1 + max(ward.vault.number for ward in self.wards.values()), keyring)
 
-    def opening(self, masking: Masking) -> None:
+    def opening(self, masking: Masking | Grouped) -> None:
         """A masked sum is about to be opened. Sites of this process forget with it whose sums they opened."""
 
     def aggregate(self, asking: Asking, replies: Sequence[bytes]) -> Asking | Closed:

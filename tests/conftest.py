@@ -234,6 +234,10 @@ class Apart:
         self.base, self.study = base, base / "study"
         with contextlib.redirect_stdout(io.StringIO()):
             init(self.study, True)
+        for more in sorted(set(sites) - set(self.ALL)):  # of other names, with the west's rows
+            own = (self.study / "sites" / "west.toml").read_text().replace("west", more)
+            (self.study / "sites" / f"{more}.toml").write_text(own)
+            shutil.copy(self.study / "data" / "west.csv", self.study / "data" / f"{more}.csv")
         for left_out in set(self.ALL) - set(sites):
             (self.study / "sites" / f"{left_out}.toml").unlink()
         text = (self.study / "study.toml").read_text()

@@ -26,8 +26,10 @@ from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.state import Champion
 from fedrounds.core.study import Study
 from fedrounds.core.worse import Worse, answered, counted
+from fedrounds.ledger import Ledger
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import masks
+from fedrounds.tasks.preview import samples
 from fedrounds.tasks.record import decided
 
 SITES = ("a", "b", "c", "d", "e")
@@ -158,3 +160,17 @@ def test_a_run_tells_the_count_in_its_decision_and_its_report(tmp_path, program)
     assert "the loss rose by more than 0.02 at 0 of 5 sites" in page
     assert "about all patients together, at 5 of 5 hospitals." in page
     assert "the loss rose by more than 0.02 at 0 of 5 hospitals that compared the two" in page
+
+
+def test_hospitals_apart_count_as_in_one_process_and_show_their_officers_what_leaves(apart):
+    hospitals = ("east", "fifth", "north", "south", "west")
+    study = apart(masked='{ kind = "masked", margin = 0.02 }', sites=hospitals)
+    sampled = [sample.document() for sample in samples(study.hospital("west"))]
+    assert not any(it["header"]["refusal"] for it in sampled)
+    with study.run() as run:
+        assert study.drive(run) == study.reference()[-1][1]
+    with Ledger.open(study.place.ledger) as ledger:
+        reasons = [it.reason for it in ledger.promotions()]
+    assert reasons[0] == "promoted: it is the first model"
+    assert len(reasons) > 1
+    assert all("the loss rose by more than 0.02 at 0 of 5 sites" in reason for reason in reasons[1:])

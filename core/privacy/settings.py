@@ -24,10 +24,12 @@ class _Hidden(Frozen):
     clip: Rate = 8.0
     bits: Literal[16, 32, 64] = 32
     margin: NonNegative | None = None
+    groups: int = Field(default=1, ge=1, le=64)
 
     @model_serializer(mode="wrap")
     def _older_studies_keep_their_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
+        later: dict[str, Any] = {"margin": None, "groups": 1}
+        return {name: value for name, value in dump(self).items() if name not in later or value != later[name]}
 
 
 class Masked(_Hidden):
@@ -35,7 +37,8 @@ class Masked(_Hidden):
 
     `clip`: a number of an update, times its site's share of the weight, is clipped to ±clip and counted; `bits`: of the word that it
     travels in, the wider the finer; `batch`: exchanges for which keys are made at a time; `margin`: where it is set, sites count under masks
-    at how many of them the loss rose by more than this above the champion's (`core/worse.py`).
+    at how many of them the loss rose by more than this above the champion's (`core/worse.py`); `groups`: into how many sums the sites fall,
+    for a median of them (`core/groups.py`).
     """
 
     kind: Literal["masked"]
@@ -79,6 +82,10 @@ class Privacy(Frozen):
         if self.masked and unbounded:
             raise ValueError(
                 f"masked sums need the range of every number, which bounds its sum: give one for {', '.join(unbounded[:8])}"
+            )
+        if isinstance(self.protect, Ckks) and self.protect.groups > 1:
+            raise ValueError(
+                'groups go with masks: use `protect = { kind = "masked" }`, or leave out privacy.protect.groups'
             )
         if isinstance(self.protect, Ckks) and self.dp:
             raise ValueError(

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fedrounds.core.algorithm import Sums
+from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.params import Array
-from fedrounds.core.privacy.grid import Grid
+from fedrounds.core.privacy.grid import SIGNED, Grid
 from fedrounds.core.privacy.masks import Words
 
 
@@ -51,6 +52,24 @@ class Sheet:
                 rest.append(words)
         rest.append(np.array([clipped], np.uint64))
         return {**found, "words.sums": np.concatenate(rest)}
+
+    def require(self, words: Words, sites: int, heard: int) -> None:
+        """Raise UpdateRejected where a sum is beyond what so many sites can have sent, each within its bound: |sum| <= heard * bound.
+
+        Words of 16 and 32 bits hold little more than that, so there it is the word that bounds the sum; of 64 bits hold far more.
+        """
+        start = 0
+        for name, grid in self.grids.items():
+            size = prod(self.shapes[name])
+            if name == "delta":
+                part = words["words.delta"]
+            else:
+                part, start = words["words.sums"][start : start + size], start + size
+            steps, most = part.view(SIGNED[grid.bits]), heard * grid.levels(sites)
+            if size and (int(steps.max()) > most or int(steps.min()) < -most):
+                raise UpdateRejected(
+                    f"expected a sum of '{name}' within what {heard} sites can send, found a larger one: one of them sent what it must not"
+                )
 
     def sums(self, words: Words, sites: int) -> tuple[dict[str, Array], int]:
         """The sums of all, from the sum of their words, and how many numbers were clipped."""
