@@ -66,6 +66,17 @@ def limits(study: Study, policy: Policy) -> tuple[Budget, Budget | None]:
     return study.privacy.dp.budget, Budget(policy.epsilon, policy.delta) if policy.epsilon else None
 
 
+def uncounted(study: Study, policy: Policy) -> str:
+    """Why the site's own budget cannot count what this study costs; empty if it can.
+
+    It adds up what is learnt of a patient. What hides a hospital by zero in its place hides one of its patients half as well: an update turns
+    into another within the clip.
+    """
+    if policy.epsilon and study.privacy.dp and study.privacy.dp.unit == "hospital":
+        return "the site's own privacy budget counts what is learnt of a patient, and this study states ε of a hospital"
+    return ""
+
+
 def question(asked: Request, fingerprint: str, site: str) -> str:
     """A digest of what is asked, and of the rows that it is asked about."""
     return sha256(encode(asked) + f"{fingerprint}\0{site}".encode()).hexdigest()

@@ -171,6 +171,8 @@ class Ward(Traffic):
 
     def _reserve(self, asked: Request) -> int | str:
         """Write down what an answer will cost; the line's number, or why the budget does not allow it."""
+        if refusal := privacy.uncounted(self.plan.study, self.policy):
+            return refusal
         study, question = self.plan.study, privacy.question(asked, self.fingerprint, self.name)
         limits = privacy.limits(study, self.policy)
         return self._ledger.reserve(

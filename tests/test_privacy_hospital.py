@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from fedrounds.core import masked
+from fedrounds.core.answer import Policy
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
 from fedrounds.core.privacy import joint, private, updates
@@ -20,6 +21,7 @@ from fedrounds.core.privacy.updates import clipped
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.tasks import privacy
 
 DP = {"unit": "hospital", "epsilon": 8.0, "hospitals": 12, "rounds": 3}
 MASKED = {"kind": "masked"}
@@ -200,3 +202,29 @@ def test_what_the_ledgers_hold_after_a_run_by_mail_is_what_was_forecast(apart):
     assert told["privacy"]["epsilon"] == pytest.approx(foreseen.epsilons[-1])
     assert (told["metrics"], told["training"]) == ({}, {})
     assert clip.shape == (1,)
+
+
+def test_a_hospital_whose_own_budget_counts_patients_takes_part_in_none_that_counts_hospitals():
+    assert "counts what is learnt of a patient" in privacy.uncounted(study(), Policy(epsilon=5.0))
+    assert privacy.uncounted(study(), Policy()) == ""
+
+
+def test_a_patient_turns_an_update_into_another_within_the_clip_so_epsilon_is_not_theirs():
+    there, back = clipped(np.array([9.0]), 1.0, bit=False), clipped(np.array([-9.0]), 1.0, bit=False)
+    assert there - back == pytest.approx(2.0), "twice what a hospital moves the sum that is zero in its place"
+
+
+def test_a_refusal_for_the_sites_own_budget_is_told_and_costs_nothing(apart):
+    dp = '{ unit = "hospital", epsilon = 4.0, hospitals = 12, rounds = 3 }'
+    found = apart(
+        masked=f'{{ kind = "masked" }}\ndp = {dp}',
+        protocol={'weights = "patients"': 'weights = "uniform"'},
+        sites=("east", "north", "south", "west"),
+    )
+    found.set_policy("west", "epsilon = 5.0\n")
+    with found.run() as run:
+        found.gate(run)
+        closed = found.visit(run, "statistics")
+    assert closed.heard == ("east", "north", "south")
+    assert "this study states ε of a hospital" in closed.refused["west"]
+    assert found.hospital("west").budgets.spent("west") == {}
