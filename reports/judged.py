@@ -22,7 +22,8 @@ def fairness(of: Evidence) -> Markup | None:
     if of.record.get("masked"):
         return tag(
             "p",
-            "This study hides its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
+            f"This study {'encrypts' if of.study.masked and of.study.masked.kind == 'ckks' else 'masks'} its sums: how the model does at one"
+            " hospital is known to that hospital alone, so there is no table of"
             " hospitals here. What is shown elsewhere is about all patients together.",
         )
     if len(scores) < 2:
