@@ -17,11 +17,11 @@ from fedrounds.reports.result import NAMES, figure, plain
 from fedrounds.reports.words import SMALLEST, count, listed, shown
 
 
-def hidden_by_masks(record: Mapping[str, Any]) -> str:
+def hidden(way: str, record: Mapping[str, Any]) -> str:
     """Why there is no table of hospitals, and of how many the sums are."""
     asked = len({*record["sites"], *record.get("refused", {}), *record.get("excluded", {})})
     return (
-        "This study hides its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
+        f"This study {way} its sums: how the model does at one hospital is known to that hospital alone, so there is no table of"
         " hospitals here. What is shown elsewhere is about all patients together,"
         f" at {record['masked']['heard']} of {count(asked, 'hospital')}."
     )
@@ -42,7 +42,8 @@ def fairness(of: Evidence) -> Markup | None:
     scores = of.record["sites"]
     counted = words_of_count((of.record.get("decision") or {}).get("worse"))
     if of.record.get("masked"):
-        return tag("div", tag("p", hidden_by_masks(of.record)), tag("p", counted) if counted else None)
+        way = "encrypts" if of.study.masked and of.study.masked.kind == "ckks" else "masks"
+        return tag("div", tag("p", hidden(way, of.record)), tag("p", counted) if counted else None)
     if len(scores) < 2:
         return None
     measured = {site: v for site in scores if (v := of.of(site, of.metric)) is not None}
