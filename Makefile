@@ -21,9 +21,12 @@ types: $(VENV)/ready
 bench: $(VENV)/ready ## speed, as ratios; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py
 
-bench-privacy: $(VENV)/ready ## masks, noise, the log, a year under one budget; writes docs/privacy-*.md
+bench-privacy: $(VENV)/ready ## masks, noise, encryption, rotation, groups, the log, a year under one budget; writes docs/privacy-*.md
 	$(BIN)/python benchmarks/privacy_masks.py
 	$(BIN)/python benchmarks/privacy_dp.py
+	$(BIN)/python benchmarks/privacy_ckks.py
+	$(BIN)/python benchmarks/privacy_rotation.py
+	$(BIN)/python benchmarks/privacy_groups.py
 	$(BIN)/python benchmarks/privacy_log.py
 	$(BIN)/python benchmarks/privacy_year.py
 
