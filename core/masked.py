@@ -22,7 +22,7 @@ from fedrounds.core.algorithm import Sums
 from fedrounds.core.errors import QuorumError, UpdateRejected
 from fedrounds.core.messages import Ask, Reply, Request, encode
 from fedrounds.core.params import Array
-from fedrounds.core.phases import SIZES, Phase, require, subject_of
+from fedrounds.core.phases import SIZES, Phase, announced_of, require, subject_of
 from fedrounds.core.privacy import epoch as epochs
 from fedrounds.core.privacy import secagg, unmask
 from fedrounds.core.privacy.epoch import Bytes, Epoch, Fields, as_bytes, as_number, as_word
@@ -98,9 +98,14 @@ class Masking:
         return replace(self.outer, arrays={**self.outer.arrays, **announced})
 
     @cached_property
+    def parts(self) -> tuple[bytes, bytes]:
+        """SHA-256 of the subject and of the announcement."""
+        return _parts(self.announcement)
+
+    @property
     def announced(self) -> bytes:
-        """SHA-256 of the announcement."""
-        return sha256(encode(self.announcement)).digest()
+        """What the masks are about."""
+        return announced_of(*self.parts)
 
     @property
     def request(self) -> Request:
@@ -137,8 +142,10 @@ class Masking:
         return cast(Mapping[str, Array], {"sealed": sealed})
 
     def _about(self) -> Mapping[str, Any]:
+        subject, request = self.parts
         return {
-            "announced": as_bytes(self.announced),
+            "subject": as_bytes(subject),
+            "request": as_bytes(request),
             "index": as_word(self.ring.next, 4),
             "alive": _flags(self.ring.epoch.members, self.alive),
         }
@@ -285,11 +292,12 @@ def answer_phase(request: Request, vault: Vault, me: Self) -> tuple[Vault, Mappi
 
 def _survivors(ask: Ask, fields: Fields, vault: Vault, me: Self) -> tuple[Vault, Fields]:
     members = vault.epoch.members if vault.epoch else ()
-    announced, index = fields["announced"].tobytes(), as_number(fields["index"])
+    subject, index = fields["subject"].tobytes(), as_number(fields["index"])
+    announced = announced_of(subject, fields["request"].tobytes())
     alive = _named(members, fields["alive"])
     signatures = _by_member(members, fields["signatures"], 64)
-    subject, survivors = vault.subjects.get(index), secagg.digest_of(alive)
-    if subject and vault.told.get(subject, survivors) != survivors:
+    survivors = secagg.digest_of(alive)
+    if vault.told.get(subject.hex(), survivors) != survivors:
         raise UpdateRejected(
             "expected the sum of the same sites as it was opened of before, found others: their difference would be one site's, so it was refused"
         )
@@ -300,10 +308,8 @@ def _survivors(ask: Ask, fields: Fields, vault: Vault, me: Self) -> tuple[Vault,
     asked, sealed = _named(members, fields["asked"]), _by_member(members, fields["sealed"], epochs.SEALED)
     signatures = {site: signature for site, signature in signatures.items() if any(signature)}
     vault, found = secagg.disclose(vault, me.site, announced, index, asked, alive, signatures, sealed, me.roster)
-    if subject:
-        told = {**vault.told, subject: survivors}
-        vault = replace(vault, told={one: told[one] for one in list(told)[-REMEMBERED:]})
-    return vault, found
+    told = {**vault.told, subject.hex(): survivors}
+    return replace(vault, told={one: told[one] for one in list(told)[-REMEMBERED:]}), found
 
 
 def announced_by(request: Request) -> Request:
@@ -326,12 +332,15 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
         raise UpdateRejected("expected the epoch of keys that is here, found another: it was refused")
     if fields["mask.index"].shape != (SIZES["index"],):
         raise UpdateRejected(f"expected an index of 4 bytes, found {fields['mask.index'].shape}: it was refused")
-    announced, index = sha256(encode(request)).digest(), as_number(fields["mask.index"])
+    announced, index = announced_of(*_parts(request)), as_number(fields["mask.index"])
     asked = _named(vault.epoch.members, fields["mask.asked"])
     words = sheet.words(sums, len(me.roster))  # not the epoch's members: a step is the same whoever is away
     vault, found = secagg.protect(vault, me.key, me.site, words, announced, index, asked)
-    subjects = {**vault.subjects, index: subject_of(request)}
-    return replace(vault, subjects=subjects), cast(Mapping[str, Array], found)
+    return vault, cast(Mapping[str, Array], found)
+
+
+def _parts(announcement: Request) -> tuple[bytes, bytes]:
+    return sha256(subject_of(announcement).encode()).digest(), sha256(encode(announcement)).digest()
 
 
 def _enough(found: int, needed: int, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Literal, cast
 
 import numpy as np
@@ -18,11 +19,11 @@ PHASES: frozenset[Ask] = frozenset({"keys", "shares", "agree", "open"})  # what 
 TAKES: Mapping[str, tuple[str, ...]] = {
     "keys": ("batch", "epoch"),
     "shares": ("epoch", "identities", "mask_keys", "members", "roster", "seal_keys", "signatures"),
-    "agree": ("alive", "announced", "digests", "index", "signatures"),
-    "open": ("alive", "announced", "asked", "index", "sealed", "signatures"),
+    "agree": ("alive", "digests", "index", "request", "signatures", "subject"),
+    "open": ("alive", "asked", "index", "request", "sealed", "signatures", "subject"),
 }
 
-SIZES = {"batch": 8, "epoch": 8, "roster": 8, "announced": 32, "index": 4}
+SIZES = {"batch": 8, "epoch": 8, "roster": 8, "request": 32, "subject": 32, "index": 4}
 
 
 def step_of(request: Request) -> int:
@@ -33,6 +34,16 @@ def step_of(request: Request) -> int:
 def subject_of(request: Request) -> str:
     """What is asked under masks, whatever the model: a round's exchange is opened of one set of sites alone."""
     return f"{request.ask} {request.round} {request.exchange}"
+
+
+def announced_of(subject: bytes, request: bytes) -> bytes:
+    """What masks are about, of both a part: who sent nothing, and is shown both parts later, knows of what subject the sum is too.
+
+    Args:
+        subject: SHA-256 of what `subject_of` gives.
+        request: SHA-256 of the whole request.
+    """
+    return sha256(b"fedrounds announced\0" + subject + request).digest()
 
 
 def require(request: Request, fields: Fields) -> None:

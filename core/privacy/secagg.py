@@ -77,8 +77,9 @@ class Vault:
     used: Mapping[int, bytes] = field(default_factory=dict[int, bytes])  # index -> digest of its announcement
     signed: Mapping[int, bytes] = field(default_factory=dict[int, bytes])  # index -> survivors it signed for
     opened: Mapping[int, bytes] = field(default_factory=dict[int, bytes])  # index -> survivors it opened
-    subjects: Mapping[int, str] = field(default_factory=dict[int, str])  # index -> what was asked under it
-    told: Mapping[str, bytes] = field(default_factory=dict[str, bytes])  # what was asked -> of whom the sum was opened
+    told: Mapping[str, bytes] = field(
+        default_factory=dict[str, bytes]
+    )  # SHA-256 of what was asked, hex -> of whom the sum was opened
 
     def __repr__(self) -> str:
         return f"Vault(epoch {self.number}, {len(self.secrets)} unused)"

@@ -26,7 +26,6 @@ def dump(vault: Vault | Safe) -> bytes:
         arrays |= {f"epoch/{name}": array for name, array in vault.epoch.fields().items()}
     header: dict[str, Any] = {"number": vault.number, "study": vault.epoch.study if vault.epoch else ""}
     header["indices"] = list(vault.secrets)
-    header["subjects"] = {str(index): subject for index, subject in vault.subjects.items()}
     header["told"] = [[subject, survivors.hex()] for subject, survivors in vault.told.items()]  # in the order it was
     for name in HISTORY:
         history = cast(dict[int, bytes], getattr(vault, name))
@@ -59,7 +58,6 @@ def load(data: bytes) -> Vault | Safe:
             used,
             signed,
             opened,
-            {int(index): subject for index, subject in header["subjects"].items()},
             {subject: bytes.fromhex(survivors) for subject, survivors in header["told"]},
         )
     except (UpdateRejected, KeyError, TypeError, ValueError) as error:
