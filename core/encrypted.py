@@ -177,6 +177,11 @@ class Encrypting:
         alone = self.phase in ("shares", "open")
         return 1 if alone else max(self.quorum, self.protect.least)
 
+    @property
+    def waits(self) -> int:
+        """How many answers leave nobody to wait for."""
+        return self.needed
+
     # --- what comes back ----------------------------------------------------------------------------------------------
 
     def step(self, replies: Iterable[Reply], refused: dict[str, str] | None = None) -> Encrypting | Opened:

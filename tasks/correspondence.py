@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from fedrounds.core.asking import dump
+from fedrounds.core.encrypted import Encrypting
 from fedrounds.core.groups import Grouped
 from fedrounds.core.masked import Masking
 from fedrounds.core.messages import Finding, Reply, Request, decode
@@ -73,7 +74,7 @@ class Correspondence(Run):
         roster = next(iter(self.wards.values())).roster
         return Roll(roster, 1 + self.ledger.newest_attempt(), keyring, self._before())
 
-    def opening(self, masking: Masking | Grouped) -> None:
+    def opening(self, masking: Masking | Grouped | Encrypting) -> None:
         """Note of whom a sum will be opened, before anybody is asked to: hospitals never open it of others."""
         self.ledger.note("opened", {**self._before(), subject_of(masking.outer): masking.alive})
 

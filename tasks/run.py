@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedrounds.core.champion import judged
+from fedrounds.core.encrypted import Encrypting
 from fedrounds.core.errors import GateHalt, QuorumError, StudyError
 from fedrounds.core.groups import Grouped, Rings
 from fedrounds.core.identity import public_key
@@ -245,7 +246,7 @@ class Run:
         keyring, self._keyring = self._keyring, None
         return Roll(roster, 1 + max(ward.vault.number for ward in self.wards.values()), keyring)
 
-    def opening(self, masking: Masking | Grouped) -> None:
+    def opening(self, masking: Masking | Grouped | Encrypting) -> None:
         """A masked sum is about to be opened. Sites of this process forget with it whose sums they opened."""
 
     def aggregate(self, asking: Asking, replies: Sequence[bytes]) -> Asking | Closed:

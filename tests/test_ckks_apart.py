@@ -16,6 +16,7 @@ from fedrounds.core.privacy import ckks
 from fedrounds.core.privacy import vault as vaults
 from fedrounds.core.privacy.log import opened
 from fedrounds.core.privacy.settings import Masked, Privacy
+from fedrounds.core.round import Asking
 from fedrounds.core.simulate import simulate
 from fedrounds.tasks import witness
 from fedrounds.tasks.preview import samples
@@ -66,6 +67,19 @@ def test_hospitals_apart_train_the_model_of_one_process_which_is_that_of_masks(a
     plain = build(study.read.study.model_copy(update={"privacy": Privacy()}))
     open_ = list(simulate(plain, data, 3, rng_of=study.plan.rng))
     assert np.abs(run.state.theta - open_[-1].state.theta).max() < 1e-6
+
+
+def test_each_step_waits_for_whom_it_needs(apart):
+    study = apart(masked=CKKS)
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics")
+        asking, waited = run.open("train"), {}
+        while isinstance(asking, Asking):
+            question = run.question(asking)
+            waited[asking.request.ask] = run.enough(question)
+            asking = run.aggregate(asking, study.ask(run, asking))
+    assert waited == {"train": False, "open": False}  # nobody has answered yet
 
 
 def test_an_agent_that_is_started_anew_before_every_look_changes_no_bit(apart):
