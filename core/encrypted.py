@@ -9,8 +9,7 @@ as there are enough; without the holder nothing is opened.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -21,7 +20,7 @@ import numpy as np
 from fedrounds.core import identity
 from fedrounds.core.encrypting import names_of
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
-from fedrounds.core.masked import Opened
+from fedrounds.core.masked import Opened, enough, noted
 from fedrounds.core.messages import Ask, Reply, Request, encode
 from fedrounds.core.params import Array
 from fedrounds.core.phases import Phase, subject_of
@@ -208,17 +207,17 @@ class Encrypting:
         keys: dict[str, tuple[bytes, bytes]] = {}
         for reply in replies:
             public, signature = (reply.arrays[name].tobytes() for name in ("public", "signature"))
-            with _noted(reply.site, refused):
+            with noted(reply.site, refused):
                 holder.member(self.outer.study, self.number, reply.site, public, signature, self.roster)
                 keys[reply.site] = public, signature
-        _enough(len(keys), self.needed, "keys")
+        enough(len(keys), self.needed, "keys")
         if self.protect.key_holder not in keys:
             raise self._away(refused)
         return replace(self, phase="shares", keys=keys, sites=(self.protect.key_holder,))
 
     def _shares(self, replies: Iterable[Reply], refused: dict[str, str]) -> Encrypting:
         for reply in replies:
-            with _noted(reply.site, refused):
+            with noted(reply.site, refused):
                 members, arrays = tuple(sorted(self.keys)), cast(Any, reply.arrays)
                 publics = _rows(self.keys[one][0] for one in members)
                 signature = arrays["signature"].tobytes()
@@ -236,22 +235,21 @@ class Encrypting:
         for reply in replies:
             arrays = cast(Any, reply.arrays)
             cipher, mark, signature = arrays["cipher"], arrays["tag"], arrays["signature"].tobytes()
-            with _noted(reply.site, refused):
+            with noted(reply.site, refused):
                 digest = holder.heard(reply.site, self.announced, subject, cipher, mark, signature, size, self.roster)
                 parts[reply.site] = digest, mark.tobytes(), signature
                 if total is None:
                     total = cipher.copy()
                 else:
                     ckks.add(total, cipher)
-        _enough(len(parts), self.needed, "encrypted sums")
+        enough(len(parts), self.needed, "encrypted sums")
         return replace(self, phase="open", total=total, parts=parts, sites=(self.protect.key_holder,))
 
     def _opened(self, replies: Iterable[Reply], refused: dict[str, str]) -> Opened:
         for reply in replies:
-            with _noted(reply.site, refused):
+            with noted(reply.site, refused):
                 found = reply.arrays["digits"].view(np.int64)
-                whose = sha256("\0".join(self.alive).encode()).digest()
-                words = holder.words_of_sum(self.announced, reply.site, whose, found)
+                words = holder.words_of_sum(self.announced, reply.site, holder.digest_of_sites(self.alive), found)
                 if not identity.sealed(self.roster[reply.site], words, reply.arrays["signature"].tobytes()):
                     raise UpdateRejected(f"expected a sum signed by '{reply.site}', found another: it was refused")
                 ring = replace(self.ring, next=self.ring.next + 1)
@@ -298,17 +296,3 @@ def expected(request: Request, layout: Layout) -> Mapping[str, tuple[tuple[int, 
 
 def _rows(rows: Iterable[bytes]) -> Bytes:
     return np.stack([as_bytes(row) for row in rows])
-
-
-def _enough(found: int, needed: int, what: str) -> None:
-    if found < needed:
-        raise QuorumError(f"expected {what} of at least {needed} sites, found those of {found}: nothing was opened")
-
-
-@contextmanager
-def _noted(site: str, refused: dict[str, str]) -> Generator[None]:
-    """A reply that is not what it should be is one lost, and ends nothing for the others."""
-    try:
-        yield
-    except UpdateRejected as error:
-        refused[site] = str(error)

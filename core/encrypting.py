@@ -6,7 +6,7 @@ The cryptography is `core/privacy/holder.py`; the coordinator's half is `core/en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, cast
@@ -15,7 +15,7 @@ import numpy as np
 
 from fedrounds.core import identity
 from fedrounds.core.errors import StudyError, UpdateRejected
-from fedrounds.core.masked import Self
+from fedrounds.core.masked import Self, by_member
 from fedrounds.core.messages import Request, encode
 from fedrounds.core.params import Array
 from fedrounds.core.phases import subject_of
@@ -49,16 +49,14 @@ def answer_phase(request: Request, safe: Safe, me: Self, protect: Ckks) -> tuple
     if me.site != protect.key_holder:
         raise UpdateRejected(f"expected the key holder '{protect.key_holder}' to be asked, found '{me.site}' was")
     members = _read_names(fields["members"])
-    signatures = _by_member(members, fields["signatures"], 64)
+    signatures = by_member(members, fields["signatures"], 64)
     if request.ask == "shares":
-        publics = _by_member(members, fields["publics"], 32)
+        publics = by_member(members, fields["publics"], 32)
         keys = {one: (publics[one], signatures[one]) for one in members}
         after, key = holder.hold(safe, me.key, request.study, me.site, keys, me.roster, protect.least)
         signature = as_bytes(key.signature)
         return after, cast(Mapping[str, Array], {"public": key.public, "sealed": key.sealed, "signature": signature})
-    digests, tags = (
-        _by_member(members, fields[name], size) for name, size in (("digests", 32), ("tags", 8 * tag.ROWS))
-    )
+    digests, tags = (by_member(members, fields[name], size) for name, size in (("digests", 32), ("tags", 8 * tag.ROWS)))
     parts = {one: (digests[one], tags[one], signatures[one]) for one in members}
     subject, size = fields["subject"].tobytes().decode("ascii", "replace"), as_number(fields["size"])
     total = cast(ckks.Residues, request.arrays["sum"])
@@ -145,9 +143,3 @@ def _read_names(array: Bytes) -> tuple[str, ...]:
     if list(names) != sorted(set(names)) or not names or any(not identity.SITE.fullmatch(one) for one in names):
         raise UpdateRejected("expected names of sites in name order, each once, found others: it was refused")
     return names
-
-
-def _by_member(members: Sequence[str], rows: Bytes, size: int) -> dict[str, bytes]:
-    if rows.shape != (len(members), size):
-        raise UpdateRejected(f"expected {size} bytes for each of {len(members)} members, found others: it was refused")
-    return {one: row.tobytes() for one, row in zip(members, rows, strict=True)}

@@ -190,10 +190,10 @@ class Masking:
         keys: list[tuple[str, Fields]] = []
         for reply in replies:
             fields = cast(Fields, reply.arrays)
-            with _noted(reply.site, refused):
+            with noted(reply.site, refused):
                 epochs.signed_by(self.outer.study, self.number, reply.site, fields, self.roster)
                 keys.append((reply.site, fields))
-        _enough(len(keys), self.needed, "keys")
+        enough(len(keys), self.needed, "keys")
         epoch = epochs.epoch_of(self.outer.study, self.number, keys, self.roster)
         return replace(self, phase="shares", epoch=epoch, sites=epoch.members)
 
@@ -202,10 +202,10 @@ class Masking:
         dealt: dict[str, Fields] = {}
         for reply in replies:
             fields = cast(Fields, reply.arrays)
-            with _noted(reply.site, refused):
+            with noted(reply.site, refused):
                 unmask.dealt_by(self.epoch, reply.site, fields, self.roster)
                 dealt[reply.site] = fields
-        _enough(len(dealt), self.needed, "shares")
+        enough(len(dealt), self.needed, "shares")
         return replace(self, phase="masked", keyring=Keyring(self.epoch, dealt), sites=tuple(sorted(dealt)))
 
     def _masked(self, replies: Iterable[Reply], refused: dict[str, str]) -> Masking:
@@ -214,7 +214,7 @@ class Masking:
         for reply in replies:
             words = {name: array for name, array in reply.arrays.items() if name != "signature"}
             signature = reply.arrays["signature"].tobytes()
-            with _noted(reply.site, refused):
+            with noted(reply.site, refused):
                 uploads[reply.site] = unmask.heard(
                     self.ring.epoch, self.announced, reply.site, cast(Words, words), signature, self.roster
                 )
@@ -223,18 +223,18 @@ class Masking:
                         total[name] += array
                     else:
                         total[name] = array.copy()
-        _enough(len(uploads), self.needed, "masked sums")
+        enough(len(uploads), self.needed, "masked sums")
         return replace(self, phase="agree", total=total, alive=tuple(uploads), uploads=uploads)
 
     def _agreed(self, replies: Iterable[Reply]) -> Masking:
         said = {reply.site: reply.arrays["signature"].tobytes() for reply in replies}
         signatures = unmask.signatures_over(self.announced, self.alive, said, self.roster)
-        _enough(len(signatures), self.needed, "signatures over who was heard")
+        enough(len(signatures), self.needed, "signatures over who was heard")
         return replace(self, phase="open", signatures=signatures)
 
     def _opened(self, replies: Iterable[Reply]) -> Opened:
         opened = {reply.site: cast(Bytes, reply.arrays["shares"]) for reply in replies}
-        _enough(len(opened), self.needed, "shares of masks")
+        enough(len(opened), self.needed, "shares of masks")
         ring, total = self.ring, {name: array.copy() for name, array in self.total.items()}
         unmask.unmask(ring.epoch, total, self.announced, ring.next, self.sites, self.alive, ring.dealt, opened)
         return Opened(total, self.alive, replace(ring, next=ring.next + 1), len(self.roster))
@@ -251,7 +251,7 @@ class Opened:
 
 
 @contextmanager
-def _noted(site: str, refused: dict[str, str]) -> Generator[None]:
+def noted(site: str, refused: dict[str, str]) -> Generator[None]:
     """A reply that is not what it should be is one lost, and ends nothing for the others."""
     try:
         yield
@@ -295,17 +295,17 @@ def _survivors(ask: Ask, fields: Fields, vault: Vault, me: Self) -> tuple[Vault,
     subject, index = fields["subject"].tobytes(), as_number(fields["index"])
     announced = announced_of(subject, fields["request"].tobytes())
     alive = _named(members, fields["alive"])
-    signatures = _by_member(members, fields["signatures"], 64)
+    signatures = by_member(members, fields["signatures"], 64)
     survivors = secagg.digest_of(alive)
     if vault.told.get(subject.hex(), survivors) != survivors:
         raise UpdateRejected(
             "expected the sum of the same sites as it was opened of before, found others: their difference would be one site's, so it was refused"
         )
     if ask == "agree":
-        digests = _by_member(members, fields["digests"], 32)
+        digests = by_member(members, fields["digests"], 32)
         uploads = {site: (digests[site], signatures[site]) for site in alive}
         return secagg.agree(vault, me.key, me.site, announced, index, alive, uploads, me.roster)
-    asked, sealed = _named(members, fields["asked"]), _by_member(members, fields["sealed"], epochs.SEALED)
+    asked, sealed = _named(members, fields["asked"]), by_member(members, fields["sealed"], epochs.SEALED)
     signatures = {site: signature for site, signature in signatures.items() if any(signature)}
     vault, found = secagg.disclose(vault, me.site, announced, index, asked, alive, signatures, sealed, me.roster)
     told = {**vault.told, subject.hex(): survivors}
@@ -343,7 +343,8 @@ def _parts(announcement: Request) -> tuple[bytes, bytes]:
     return sha256(subject_of(announcement).encode()).digest(), sha256(encode(announcement)).digest()
 
 
-def _enough(found: int, needed: int, what: str) -> None:
+def enough(found: int, needed: int, what: str) -> None:
+    """Raise QuorumError where too few answered."""
     if found < needed:
         raise QuorumError(f"expected {what} of at least {needed} sites, found those of {found}: nothing was opened")
 
@@ -357,7 +358,8 @@ def _rows(members: Sequence[str], found: Mapping[str, bytes], size: int) -> Byte
     return np.stack([as_bytes(found.get(site, bytes(size))) for site in members])
 
 
-def _by_member(members: Sequence[str], rows: Bytes, size: int) -> dict[str, bytes]:
+def by_member(members: Sequence[str], rows: Bytes, size: int) -> dict[str, bytes]:
+    """Member -> its row of bytes. Raises UpdateRejected where they are not one for each, of this size."""
     if rows.shape != (len(members), size):
         raise UpdateRejected(f"expected {size} bytes for each of {len(members)} members, found others: it was refused")
     return {site: row.tobytes() for site, row in zip(members, rows, strict=True)}

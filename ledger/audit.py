@@ -116,10 +116,12 @@ class Audited(ABC):
             note = connection.scalar(last(schema.heads.c.size, schema.heads.c.note))
             return [bytes(line) for line in lines], note or ""
 
-    def checkpoint(self) -> str:
-        """The log's signed head, an empty text before anything was written to it."""
+    def checkpoint(self, size: int | None = None) -> str:
+        """The log's signed head, or that of so many leaves; an empty text where there is none."""
+        heads = schema.heads.c
+        wanted = last(heads.size, heads.note) if size is None else select(heads.note).where(heads.size == size)
         with self._database.read() as connection:
-            return connection.scalar(last(schema.heads.c.size, schema.heads.c.note)) or ""
+            return connection.scalar(wanted) or ""
 
     def logged(self, kind: str, about: int) -> tuple[int, str] | None:
         """The index of the last leaf of a kind about something, and the first signed head that holds it; None if there is none."""

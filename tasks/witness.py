@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_OBJECTS = 8  # of one phase of one question; more are not read
 LARGEST_LINE = 4096  # bytes of what a witness says
+LARGEST_LOG = 1 << 31  # leaves; what a witness says of a larger one is not even looked for
 UNSHOWN = "the coordinator has shown its log before, and shows none with this question"
 
 
@@ -43,30 +44,29 @@ def shown(ledger: Ledger, attempt: int, sites: tuple[str, ...]) -> dict[str, byt
     lines, _ = ledger.log(leaf, leaf + 1)
     tree, size = ledger.log_tree(), notes.read_note(note)[0].size
     inclusion, witnesses = tree.inclusion(leaf, size), ledger.witnesses()
-    heads = [head for head, _ in ledger.log_heads() if head < size]
+    seen = {site: witnesses[site][0] if site in witnesses else 0 for site in sites}
+    heads = [head for head, _ in ledger.log_heads(min(seen.values(), default=0)) if head < size]
     made: dict[int, bytes] = {}
-    for site in sites:
-        last = witnesses[site][0] if site in witnesses else 0
+    for last in seen.values():
         if last not in made:
             since = [head for head in heads if head > last][-witness.MOST_SIZES :]
             sizes = [*([last] if 0 < last < size else []), *since]
             growth = {head: tree.consistency(head, size) for head in sizes}
             made[last] = witness.encode(Shown(note, leaf, lines[0], inclusion, growth))
-    return {site: made[witnesses[site][0] if site in witnesses else 0] for site in sites}
+    return {site: made[last] for site, last in seen.items()}
 
 
 def collect(ledger: Ledger, desk: Desk, question: Question) -> None:
     """Keep what a hospital cosigned; what is no cosignature of one of our heads is passed over."""
-    heads: dict[int, str] | None = None
     for name in desk.mailbox.list(folder(*question.folder("witness")))[:MOST_OBJECTS]:
         try:
             said = json.loads(desk.mailbox.get(name, LARGEST_LINE) or b"")
             size, line = int(said["size"]), str(said["line"])
         except (UpdateRejected, ValueError, LookupError, TypeError, RecursionError):
             continue
-        heads = dict(ledger.log_heads()) if heads is None else heads
-        if size in heads and "\n" not in line:
-            head = notes.read_note(heads[size])[0]
+        note = ledger.checkpoint(size) if 0 < size < LARGEST_LOG else ""
+        if note and "\n" not in line:
+            head = notes.read_note(note)[0]
             if notes.cosigned(line, desk.name, desk.public, head) is not None:
                 ledger.witnessed(size, desk.name, line)
 

@@ -224,6 +224,7 @@ def test_what_is_no_cosignature_is_passed_over(study):
             b"x",
             b"{}",
             b'{"size": 10000000, "line": ""}',
+            b'{"size": 1000000000000000000000000000000000000000, "line": ""}',
             f'{{"size": {size}, "line": "{forged}"}}'.encode(),
         ):
             study.mail[SITE].put(Name.of(data, *question.folder("witness")), data)

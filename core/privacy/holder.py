@@ -20,7 +20,7 @@ sum tell of the key. Masked sums stand that; these do not.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
@@ -256,7 +256,7 @@ def disclose(
         )
     for one, (digest, mark, signature) in parts.items():
         _signed(one, announced, subject, digest, mark, signature, roster)
-    whose = sha256("\0".join(sorted(parts)).encode()).digest()
+    whose = digest_of_sites(parts)
     if announced in safe.opened:
         raise UpdateRejected("expected a sum that is still closed, was asked to open one again: it was refused")
     if safe.told.get(subject, whose) != whose:
@@ -291,6 +291,11 @@ def words_of_upload(announced: bytes, subject: str, site: str, digest: bytes, ma
 def words_of_sum(announced: bytes, site: str, whose: bytes, digits: Digits) -> bytes:
     """What the holder signs when it has opened a sum."""
     return b"fedrounds ckks sum\0" + announced + whose + sha256(digits.tobytes()).digest() + site.encode()
+
+
+def digest_of_sites(sites: Iterable[str]) -> bytes:
+    """SHA-256 of whose sum it is."""
+    return sha256("\0".join(sorted(sites)).encode()).digest()
 
 
 def digest_of(cipher: Residues) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from fedrounds.core.algorithm import Sums
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.params import Array
-from fedrounds.core.privacy.grid import SIGNED, Grid
+from fedrounds.core.privacy.grid import SIGNED, Grid, Unsigned
 from fedrounds.core.privacy.masks import Words
 
 
@@ -58,28 +58,25 @@ class Sheet:
 
         Words of 16 and 32 bits hold little more than that, so there it is the word that bounds the sum; of 64 bits hold far more.
         """
-        start = 0
-        for name, grid in self.grids.items():
-            size = prod(self.shapes[name])
-            if name == "delta":
-                part = words["words.delta"]
-            else:
-                part, start = words["words.sums"][start : start + size], start + size
+        for name, grid, part in self._parts(words):
             steps, most = part.view(SIGNED[grid.bits]), heard * grid.levels(sites)
-            if size and (int(steps.max()) > most or int(steps.min()) < -most):
+            if part.size and (int(steps.max()) > most or int(steps.min()) < -most):
                 raise UpdateRejected(
                     f"expected a sum of '{name}' within what {heard} sites can send, found a larger one: one of them sent what it must not"
                 )
 
     def sums(self, words: Words, sites: int) -> tuple[dict[str, Array], int]:
         """The sums of all, from the sum of their words, and how many numbers were clipped."""
-        found: dict[str, Array] = {}
+        found = {name: grid.numbers(part, sites).reshape(self.shapes[name]) for name, grid, part in self._parts(words)}
+        return found, int(words["words.sums"][-1])
+
+    def _parts(self, words: Words) -> Iterator[tuple[str, Grid, Unsigned]]:
+        """The words of each sum."""
         start = 0
         for name, grid in self.grids.items():
-            size = prod(self.shapes[name])
             if name == "delta":
-                part = words["words.delta"]
+                yield name, grid, words["words.delta"]
             else:
-                part, start = words["words.sums"][start : start + size], start + size
-            found[name] = grid.numbers(part, sites).reshape(self.shapes[name])
-        return found, int(words["words.sums"][-1])
+                end = start + prod(self.shapes[name])
+                yield name, grid, words["words.sums"][start:end]
+                start = end
