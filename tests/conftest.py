@@ -22,6 +22,8 @@ from pathlib import Path
 import pytest
 from postgres import Postgres
 
+pytest.register_assert_rewrite("hidden_study")
+
 ROUNDS = 3
 STUDIES = itertools.count(1)
 FEDROUNDS = Path(sys.executable).with_name("fedrounds")
