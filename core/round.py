@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.evaluate import PAIRED
 from fedrounds.core.groups import Grouped, Parts, Rings, grouped, merged, opened_sums
 from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
-from fedrounds.core.messages import Ask, Reply, Request
+from fedrounds.core.messages import Ask, Reply, Request, encode
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
 from fedrounds.core.privacy.joint import HEARD
@@ -53,6 +54,12 @@ class Asking:
         private = self.masking.private(site) if self.masking else None
         request = self.masking.request_of(site) if isinstance(self.masking, Grouped) else self.request
         return replace(request, arrays={**request.arrays, **private}) if private else request
+
+    @cached_property
+    def requests(self) -> Mapping[str, bytes]:
+        """The request as it travels to each site: the same bytes for all, but for what masks let one alone unseal."""
+        same, requests = encode(self.request), {site: self.request_to(site) for site in self.sites}
+        return {site: same if request is self.request else encode(request) for site, request in requests.items()}
 
 
 @dataclass(frozen=True)

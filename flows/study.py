@@ -34,7 +34,7 @@ from fedrounds.tasks import drift, letters
 from fedrounds.tasks import visit as tasks
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.opening import opening
-from fedrounds.tasks.run import Run, request_bytes
+from fedrounds.tasks.run import Run
 from fedrounds.tasks.schedule import remember
 from fedrounds.tasks.verdict import Verdict, markdown
 
@@ -178,7 +178,7 @@ async def visit(run: Run, ask: Ask, carry: Task[..., Any]) -> None:
 
 async def carried(run: Run, asking: Asking, carry: Task[..., Any]) -> list[bytes]:
     """The replies of the sites of this process to an open exchange."""
-    requests, number = request_bytes(asking), asking.request.round
+    requests, number = asking.requests, asking.request.round
     groups, carry = run.groups(asking.sites), tasks.phases.get(asking.request.ask, carry)
     run.send(groups, requests)
     return [reply for group in groups for reply in await do(run, carry, group, requests, number)]

@@ -23,7 +23,7 @@ from fedrounds.ledger import Receipt
 from fedrounds.tasks import drift, witness
 from fedrounds.tasks.acts import present
 from fedrounds.tasks.desk import Desk, Question
-from fedrounds.tasks.run import Run, request_bytes
+from fedrounds.tasks.run import Run
 from fedrounds.tasks.verdict import Verdict, received
 
 FRESH = (
@@ -60,7 +60,7 @@ class Correspondence(Run):
         """An open exchange under a number of its own, which is in the ledger before anybody hears of it."""
         deadline = time.time() + self.folder.operations.federation.deadline_s
         self.ledger.drop_attempt()  # of a run that died, or of the exchange before: nothing of it is needed
-        digests = {site: sha256(request).hexdigest() for site, request in request_bytes(asking).items()}
+        digests = {site: sha256(request).hexdigest() for site, request in asking.requests.items()}
         opened = self.ledger.open_attempt(self.visit, dump(asking), deadline, digests)
         self._looked_at = {name: set[str]() for name in self.wards}
         self._answered, self._enough = 0, 0.0

@@ -11,7 +11,7 @@ from fedrounds.core import identity
 from fedrounds.core.codec import foreign
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.identity import ENVELOPE, About
-from fedrounds.core.messages import LARGEST_HEADER, Finding, Reply, Request, decode, encode
+from fedrounds.core.messages import LARGEST_HEADER, Finding, Reply, Request, decode
 from fedrounds.core.plan import Plan
 from fedrounds.core.round import Asking, check, expected
 from fedrounds.exchange.exchange import Exchange
@@ -86,9 +86,8 @@ class Desk(Traffic):
 
     def ask(self, question: Question) -> None:
         """Put the question into the mailbox; again changes nothing. Raises ServiceError where the mailbox does not do its part."""
-        signed = identity.sign(
-            self._key, question.about(self.name, "request"), encode(question.asking.request_to(self.name))
-        )
+        request = question.asking.requests[self.name]
+        signed = identity.sign(self._key, question.about(self.name, "request"), request)
         self.sent = len(signed)
         if shown := question.shown.get(self.name):  # before the question: who finds that looks for this
             self.mailbox.put(Name.of(shown, *question.folder("checkpoint")), shown)

@@ -15,7 +15,7 @@ from fedrounds.core.errors import GateHalt, QuorumError, StudyError
 from fedrounds.core.groups import Grouped, Rings
 from fedrounds.core.identity import public_key
 from fedrounds.core.masked import Keyring, Masking
-from fedrounds.core.messages import Ask, encode
+from fedrounds.core.messages import Ask
 from fedrounds.core.plan import build
 from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
@@ -348,12 +348,6 @@ def ahead(folder: Folder, state: State, wards: Mapping[str, Ward]) -> dict[str, 
     asked = any(ward.fingerprint and memory.verdict(ward) is None for ward in wards.values())
     env = {**os.environ, **QUIET}
     return {module: Forked(module, (), state.log, env) for module in (TRACK, *([GATE] if asked else ()))}
-
-
-def request_bytes(asking: Asking) -> Requests:
-    """The request as it travels: the same bytes for every site, but for what masks let one alone unseal."""
-    same, requests = encode(asking.request), {site: asking.request_to(site) for site in asking.sites}
-    return {site: same if request is asking.request else encode(request) for site, request in requests.items()}
 
 
 @contextmanager

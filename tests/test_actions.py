@@ -23,7 +23,7 @@ from fedrounds.ledger import Ledger
 from fedrounds.reports.summary import gate_of, gate_words
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import gate
-from fedrounds.tasks.run import opened, request_bytes
+from fedrounds.tasks.run import opened
 from fedrounds.tasks.verdict import CONTRACT, Verdict, broken, line, to_json
 from fedrounds.tasks.ward import Ward
 
@@ -182,7 +182,7 @@ def admitted(run) -> None:
 def visited(run, ask: str) -> None:
     asking = run.open(ask)
     while isinstance(asking, Asking):
-        requests = request_bytes(asking)
+        requests = asking.requests
         asking = run.aggregate(asking, [run.wards[site].answer(requests[site]) for site in asking.sites])
 
 

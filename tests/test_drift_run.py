@@ -250,7 +250,6 @@ carried(Path(sys.argv[1]), die_after=die if sys.argv[2] == "after" else None)
 def carried(folder: Path, die_after=None):
     """What the flow does up to the profile, without Prefect; gives whether a profile was due, the asks so far, and the standing."""
     from fedrounds.core.round import Asking
-    from fedrounds.tasks.run import request_bytes
 
     read = folders.read(folder)
     place = folders.state_of(folder, read.study.name)
@@ -264,7 +263,7 @@ def carried(folder: Path, die_after=None):
         for ask in asks + (["profile"] if due else []):
             asking = run.open(ask)
             while isinstance(asking, Asking):
-                requests = request_bytes(asking)
+                requests = asking.requests
                 asking = run.aggregate(asking, [run.wards[site].answer(requests[site]) for site in asking.sites])
         if die_after:
             die_after()

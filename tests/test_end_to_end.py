@@ -21,7 +21,7 @@ from fedrounds.core.simulate import simulate
 from fedrounds.core.study import PRESETS
 from fedrounds.ledger import Ledger
 from fedrounds.tasks import folder as folders
-from fedrounds.tasks.run import opened, request_bytes
+from fedrounds.tasks.run import opened
 from fedrounds.tasks.ward import Ward
 
 ROOT = Path(__file__).parent.parent
@@ -188,7 +188,7 @@ def carried(folder: Path, state: Path):
         for ask in ("statistics", "train", "train", "score"):
             asking = run.open(ask)
             while isinstance(asking, Asking):
-                requests = request_bytes(asking)
+                requests = asking.requests
                 answers = [
                     ward.answer(requests[ward.name]) for group in run.groups(asking.sites) for ward in group.wards
                 ]
