@@ -34,6 +34,8 @@ from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.state import RunState
 from fedrounds.core.worse import Worse, counted
 
+Keys = Keyring | Rings | encrypted.Keyring  # of one sum, of the sums of groups, of encrypted ones
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -76,7 +78,7 @@ class Roll:
 
     roster: Mapping[str, bytes]
     number: int
-    keyring: Keyring | Rings | encrypted.Keyring | None = None
+    keyring: Keys | None = None
     before: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
@@ -94,7 +96,7 @@ class Closed:
     profiles: Mapping[str, Sums] = field(default_factory=dict[str, Sums])  # site -> its profile
     heard: tuple[str, ...] = ()  # under masks: whose sum it is; scores and training are then of all together
     clipped: int = 0  # under masks: numbers that were beyond the clip
-    keyring: Keyring | Rings | encrypted.Keyring | None = None  # under masks: for the next round
+    keyring: Keys | None = None  # under masks: for the next round
     worse: Worse | None = (
         None  # under masks: at how many sites the loss rose above the champion's, where that is counted
     )

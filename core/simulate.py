@@ -9,10 +9,8 @@ import numpy as np
 
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.answer import Policy, empty, handle, handle_masked
-from fedrounds.core.encrypted import Keyring as Encrypted
-from fedrounds.core.groups import Rings
 from fedrounds.core.identity import new_key, public_key
-from fedrounds.core.masked import Keyring, Self
+from fedrounds.core.masked import Self
 from fedrounds.core.messages import Ask, Reply, Request, decode, encode
 from fedrounds.core.params import Array
 from fedrounds.core.plan import Plan
@@ -20,7 +18,7 @@ from fedrounds.core.preprocess import Cohort, Rows
 from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.core.privacy.holder import Safe
 from fedrounds.core.privacy.secagg import Vault
-from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
+from fedrounds.core.round import Asking, Closed, Keys, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
 
 OPEN = Policy(minimum_patients=1, finest_bins=10_000, merge_scores=False)
@@ -55,7 +53,7 @@ def simulate(
         site: _Site(site, plan, policy, rng_of or plan.rng, Self(site, keys[site], roster) if keys else None)
         for site in data
     }
-    keyring: Keyring | Rings | Encrypted | None = None
+    keyring: Keys | None = None
 
     def visit(state: RunState, ask: Ask, rows: Mapping[str, Cohort | Rows]) -> Closed:
         nonlocal keyring

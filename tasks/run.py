@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedrounds.core.champion import judged
 from fedrounds.core.encrypted import Encrypting
 from fedrounds.core.errors import GateHalt, QuorumError, StudyError
-from fedrounds.core.groups import Grouped, Rings
+from fedrounds.core.groups import Grouped
 from fedrounds.core.identity import public_key
-from fedrounds.core.masked import Keyring, Masking
+from fedrounds.core.masked import Masking
 from fedrounds.core.messages import Ask
 from fedrounds.core.plan import build
-from fedrounds.core.round import Asking, Closed, Roll, close_exchange, open_round
+from fedrounds.core.round import Asking, Closed, Keys, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
@@ -113,7 +113,7 @@ class Run:
         self.shown = 0.0  # and when it last moved
         self.memory = Remembered(folder, state.verdicts)  # what the sites remember of their gates
         self._asked: dict[str, Any] = {}  # site -> what its gate was asked ahead of time
-        self._keyring: Keyring | Rings | None = None  # of masks, if the study has them
+        self._keyring: Keys | None = None  # of masks, if the study has them
         if crew and folder.study.masked:
             raise StudyError(
                 "expected a study that masks its sums to run in one process or federated, found a cluster: leave --runner out"
