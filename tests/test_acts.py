@@ -309,6 +309,7 @@ server = PrefectServer(home, Path(home) / "log", services=True, ui=False, templa
 os.environ.update(settings(home, server.api_url))
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow_async
 from fedrounds.flows.approve import approve
@@ -343,7 +344,10 @@ async def by_hand(client):
     waiting = FlowRunFilter(state={"type": {"any_": ["PAUSED"]}})
     while not (found := await client.read_flow_runs(flow_run_filter=waiting)) and not asked.done():
         await asyncio.sleep(0.1)
-    await client.resume_flow_run(found[0].id, run_input={"approve": True, "by": "ada"})
+    answer = {"approve": True, "by": "ada"}
+    # Prefect shows a run as paused a moment before it has stored the form: until then it turns answers down
+    while (await client.resume_flow_run(found[0].id, run_input=answer)).status != SetStateStatus.ACCEPT:
+        await asyncio.sleep(0.1)
     out["promoted"] = (await asked).message
 
 
