@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from fedrounds.core.models.logistic import logistic
-from fedrounds.core.models.mlp import mlp
+from fedrounds.core.models.logistic import Logistic, logistic
+from fedrounds.core.models.mlp import Mlp, mlp
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort, clean, encode
 from fedrounds.core.privacy.accounting import Event, epsilon, reported
 from fedrounds.core.privacy.dpsgd import Descent, clipping, descend
 from fedrounds.core.privacy.noise import Bits, Gaussian, discrete_gaussian
 from fedrounds.core.simulate import simulate
-from fedrounds.core.study import Logistic, Mlp, Study
+from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 
 HERE = Path(__file__).parent

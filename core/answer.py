@@ -252,7 +252,6 @@ def _unwanted(plan: Plan, policy: Policy) -> str:
     family, algorithm = plan.study.model.kind, plan.study.algorithm
     if policy.families and family not in policy.families:
         return f"its model is {family}: the site trains {', '.join(policy.families)} alone"
-    names = {algorithm.preset, algorithm.local.kind}
-    if policy.algorithms and not names & set(policy.algorithms):
-        return f"its algorithm is {algorithm.preset or algorithm.local.kind}: the site trains by {', '.join(policy.algorithms)} alone"
+    if policy.algorithms and not set(algorithm.names) & set(policy.algorithms):
+        return f"its algorithm is {algorithm.names[0]}: the site trains by {', '.join(policy.algorithms)} alone"
     return ""

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
-from fedrounds.core.combine import Combine
+from fedrounds.core.combine import Rule
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.evaluate import SUMS, Task, histogram_shape, paired, score
 from fedrounds.core.local import Gradient, Train
@@ -73,7 +73,7 @@ def averaging(
     family: Family,
     gradient: Gradient,
     train: Train,
-    combine: Combine,
+    combine: Rule,
     server: ServerStep,
     weight: Callable[[str, float], float],
 ) -> Algorithm:

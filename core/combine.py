@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from fedrounds.core.errors import QuorumError
+from fedrounds.core.frozen import Frozen
 from fedrounds.core.params import Vector
 
 
-class Combine(NamedTuple):
+class Rule(NamedTuple):
     """A rule that turns weighted updates into one.
 
     >>> rule = weighted_mean()
@@ -27,7 +29,17 @@ class Combine(NamedTuple):
     finish: Callable[[Any], Vector]
 
 
-def weighted_mean() -> Combine:
+class WeightedMean(Frozen):
+    """The mean of the updates by the study's weights."""
+
+    kind: Literal["weighted_mean"]
+
+    def rule(self) -> Rule:
+        """How updates become one."""
+        return weighted_mean()
+
+
+def weighted_mean() -> Rule:
     """sum(weight * update) / sum(weight) (McMahan et al. 2017, algorithm 1). Holds one update at a time."""
 
     def start(size: int) -> tuple[Vector, float]:
@@ -39,10 +51,27 @@ def weighted_mean() -> Combine:
     def finish(total: tuple[Vector, float]) -> Vector:
         return total[0] / total[1]
 
-    return Combine(start, add, finish)
+    return Rule(start, add, finish)
 
 
-def median(attackers: int) -> Combine:
+class Median(Frozen):
+    """The coordinate-wise median (Yin et al. 2018) of updates, or under masks of the means of groups of sites: as many as `attackers`
+    may send what they like, and no number of the result lies outside those of the others."""
+
+    kind: Literal["median"]
+    attackers: int = Field(default=1, ge=1, le=31)
+
+    @property
+    def fewest(self) -> int:
+        """Of how many updates, or groups, the honest ones are more than half."""
+        return 2 * self.attackers + 1
+
+    def rule(self) -> Rule:
+        """How updates become one."""
+        return median(self.attackers)
+
+
+def median(attackers: int) -> Rule:
     """The median of each number (Yin et al. 2018, definition 1), weights aside. Holds all updates.
 
     Guarantees:
@@ -66,4 +95,7 @@ def median(attackers: int) -> Combine:
             )
         return np.median(np.stack(total), axis=0)
 
-    return Combine(start, add, finish)
+    return Rule(start, add, finish)
+
+
+Combine = Annotated[WeightedMean | Median, Field(discriminator="kind")]

@@ -8,14 +8,13 @@ area lies within `auc_error` = sum_b pos_b neg_b / (2 P N) of it: the bound is r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrounds.core.models.family import Task
 from fedrounds.core.params import Array
 
-Task = Literal["regression", "binary", "multiclass"]
 SUMS = 4  # length of the vector of sums
 PAIRED = 3  # and of that of two models compared
 LOSS = {"regression": "mse", "binary": "log_loss", "multiclass": "log_loss"}

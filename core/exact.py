@@ -72,7 +72,7 @@ def exact(score_only: Algorithm, family: Family, rule: Exact) -> Algorithm:
     """Score the model that came in, then fit a new one by sums, to the end.
 
     Raises:
-        UpdateRejected: a site counts for less than its patients (`factor`), has none, or its sums are not finite.
+        UpdateRejected: a site is set to count for less than its patients.
     """
 
     def ask(state: RunState) -> Payload:
@@ -92,19 +92,9 @@ def exact(score_only: Algorithm, family: Family, rule: Exact) -> Algorithm:
         return memory, {**sums, "train": np.array([len(rows.y), loss]), **scores}
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
-        totals: dict[str, Array] = {}
-        kept = {name: array for name, array in state.work.items() if name.partition(".")[0] in KEPT}
-        for site, sums in replies:
-            if "factor" in sums and float(sums["factor"]) != 1.0:
-                raise UpdateRejected(
-                    f"expected every patient to count alike in an exact fit, found site '{site}' set to count for"
-                    f" {float(sums['factor']):g} of itself: exclude the site, or average"
-                )
-            for name in rule.shapes(state.exchange):
-                totals[name] = totals.get(name, 0.0) + sums[name]
-            if not state.exchange:
-                kept |= {f"{name}.{site}": sums[name] for name in KEPT if name in sums}
-        work = {**rule.start(state.theta, state.memory), **state.work} if not state.exchange else state.work
+        totals, kept = _totals(replies, rule.shapes(state.exchange))
+        kept |= {name: array for name, array in state.work.items() if name.partition(".")[0] in KEPT}
+        work = state.work if state.exchange else rule.start(state.theta, state.memory)
         solved = rule.solve(work, totals)
         if not solved.done:
             return Folded(replace(state, exchange=state.exchange + 1, work={**solved.work, **kept}))
@@ -124,6 +114,21 @@ def exact(score_only: Algorithm, family: Family, rule: Exact) -> Algorithm:
         return {**asked, **rule.takes(exchange)}
 
     return Algorithm(ask, answer, fold, shapes, takes)
+
+
+def _totals(replies: Iterable[tuple[str, Sums]], shapes: Shapes) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The sums of all sites, and what each said beside them, by `name.site`."""
+    totals: dict[str, Array] = {name: np.zeros(shape) for name, shape in shapes.items()}
+    kept: dict[str, Array] = {}
+    for site, sums in replies:
+        if "factor" in sums and float(sums["factor"]) != 1.0:
+            raise UpdateRejected(
+                f"expected every patient to count alike in an exact fit, found site '{site}' set to count for"
+                f" {float(sums['factor']):g} of itself: exclude the site, or average"
+            )
+        totals = {name: total + sums[name] for name, total in totals.items()}
+        kept |= {f"{name}.{site}": sums[name] for name in KEPT if name in sums}
+    return totals, kept
 
 
 def _closed(state: RunState, kept: Mapping[str, Array]) -> Folded:

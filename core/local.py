@@ -1,23 +1,40 @@
 """What a site does with the global model: one small function a paper.
 
 A local rule is `train(gradient, theta, X, y, rng) -> theta`: X (rows, columns), y (rows,), `gradient(theta, X, y)` of the mean
-objective. It never writes to the `theta` it was given.
+objective. It never writes to the `theta` it was given. Beside each stands the word for it in a study, whose `rule()` it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
+from fedrounds.core.frozen import Fraction, Frozen, NonNegative, Rate
 from fedrounds.core.params import Array, Vector
 
 Gradient = Callable[[Vector, Array, Array], Vector]
 Train = Callable[[Gradient, Vector, Array, Array, np.random.Generator], Vector]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+Batch = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
-def sgd(rate: float, epochs: int, batch: int | Literal["all"]) -> Train:
+class Sgd(Frozen):
+    """Plain mini-batch gradient descent at the site."""
+
+    kind: Literal["sgd"]
+    rate: Rate = 0.05
+    epochs: Epochs = 1
+    batch: Batch = 32
+
+    def rule(self) -> Train:
+        """What a site does."""
+        return sgd(self.rate, self.epochs, self.batch)
+
+
+def sgd(rate: float, epochs: int, batch: Batch) -> Train:
     """Mini-batch gradient descent: theta - rate * gradient, `epochs` times over the rows."""
 
     def train(gradient: Gradient, theta: Vector, X: Array, y: Array, rng: np.random.Generator) -> Vector:
@@ -29,7 +46,23 @@ def sgd(rate: float, epochs: int, batch: int | Literal["all"]) -> Train:
     return train
 
 
-def adam(rate: float, epochs: int, batch: int | Literal["all"], beta_1: float, beta_2: float, epsilon: float) -> Train:
+class Adam(Frozen):
+    """Adam at the site, its memory fresh each round (Kingma and Ba 2015)."""
+
+    kind: Literal["adam"]
+    rate: Rate = 0.01
+    epochs: Epochs = 1
+    batch: Batch = 32
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Rate = 1e-8
+
+    def rule(self) -> Train:
+        """What a site does."""
+        return adam(self.rate, self.epochs, self.batch, self.beta_1, self.beta_2, self.epsilon)
+
+
+def adam(rate: float, epochs: int, batch: Batch, beta_1: float, beta_2: float, epsilon: float) -> Train:
     """Adam with bias correction (Kingma and Ba 2015, algorithm 1); its memory starts anew each round."""
 
     def train(gradient: Gradient, theta: Vector, X: Array, y: Array, rng: np.random.Generator) -> Vector:
@@ -44,7 +77,21 @@ def adam(rate: float, epochs: int, batch: int | Literal["all"], beta_1: float, b
     return train
 
 
-def proximal(mu: float, rate: float, epochs: int, batch: int | Literal["all"]) -> Train:
+class Proximal(Frozen):
+    """Gradient descent tied to the global model by mu/2 |w - w_global|^2 (Li et al. 2020, FedProx)."""
+
+    kind: Literal["proximal"]
+    mu: NonNegative = 0.01
+    rate: Rate = 0.05
+    epochs: Epochs = 1
+    batch: Batch = 32
+
+    def rule(self) -> Train:
+        """What a site does."""
+        return proximal(self.mu, self.rate, self.epochs, self.batch)
+
+
+def proximal(mu: float, rate: float, epochs: int, batch: Batch) -> Train:
     """Gradient descent on the objective + mu/2 |theta - theta_global|^2 (Li et al. 2020, FedProx, equation 2)."""
     descend = sgd(rate, epochs, batch)
 
@@ -55,9 +102,7 @@ def proximal(mu: float, rate: float, epochs: int, batch: int | Literal["all"]) -
     return train
 
 
-def batches(
-    X: Array, y: Array, epochs: int, batch: int | Literal["all"], rng: np.random.Generator
-) -> Iterator[tuple[Array, Array]]:
+def batches(X: Array, y: Array, epochs: int, batch: Batch, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
     """The rows in a fresh random order each epoch, cut into batches; `"all"` is every row in its own order, and draws nothing."""
     if batch == "all":
         for _ in range(epochs):
@@ -68,3 +113,6 @@ def batches(
         X_shuffled, y_shuffled = X[order], y[order]
         for start in range(0, len(y), batch):
             yield X_shuffled[start : start + batch], y_shuffled[start : start + batch]
+
+
+Local = Annotated[Sgd | Adam | Proximal, Field(discriminator="kind")]

@@ -1,25 +1,20 @@
-"""`build(study)` turns every word of a study into a function. It is the only place that does."""
+"""`build(study)` puts the functions that the words of a study mean together. It is the only place that does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import assert_never
 
 import numpy as np
 
 from fedrounds.core import encrypted, local, server
 from fedrounds.core.algorithm import Algorithm
 from fedrounds.core.averaging import averaging, scoring
-from fedrounds.core.combine import Combine, median, weighted_mean
 from fedrounds.core.evaluate import Task
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family
-from fedrounds.core.models.linear import linear
-from fedrounds.core.models.logistic import logistic
-from fedrounds.core.models.mlp import mlp
-from fedrounds.core.models.multinomial import multinomial
+from fedrounds.core.models.linear import Linear
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.privacy import joint, private, updates
@@ -28,22 +23,7 @@ from fedrounds.core.profile import profiling
 from fedrounds.core.sheets import UNKNOWN, share
 from fedrounds.core.state import RunState
 from fedrounds.core.statistics import statistics
-from fedrounds.core.study import (
-    Linear,
-    LocalAdam,
-    LocalProximal,
-    LocalSgd,
-    Logistic,
-    Mlp,
-    Multiclass,
-    Multinomial,
-    ServerAdagrad,
-    ServerAdam,
-    ServerMomentum,
-    ServerSgd,
-    ServerYogi,
-    Study,
-)
+from fedrounds.core.study import Multiclass, Study
 
 
 @dataclass(frozen=True)
@@ -87,18 +67,18 @@ def build(study: Study) -> Plan:
     """The functions that the study's words mean."""
     columns = tuple(name for feature in study.features for name in columns_of(feature))
     classes = len(study.target.classes) if isinstance(study.target, Multiclass) else 2
-    family = _family(study, len(columns), classes)
+    family = study.model.family(len(columns), classes, study.target.kind)
     encrypted.require(study, family.layout.size)
-    step, bins = _server(study), study.validation.bins
+    step, bins = study.averaging.server.rule(), study.validation.bins
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
     agreed |= {"rows": (1,)} if study.masked and not study.privacy.dp else {}
-    combine, weight = _combine(study), _weight(study)
+    train_locally, combine, weight = study.averaging.local.rule(), study.averaging.combine.rule(), _weight(study)
     algorithms: dict[Ask, Algorithm]
     if dp := study.privacy.dp:
         if isinstance(dp, Hospitals):
             first = joint.statistics(study, dp)
             gradient = _penalised(family, study.model.l2)
-            train = updates.training(dp, family.layout.size, gradient, _local(study), step, agreed)
+            train = updates.training(dp, family.layout.size, gradient, train_locally, step, agreed)
         elif study.masked:
             first, train = joint.statistics(study, dp), joint.training(study, dp, family, step, agreed)
         else:
@@ -107,7 +87,7 @@ def build(study: Study) -> Plan:
         algorithms = {"statistics": first, "train": train, "score": private.silent(train)}
     else:
         score = scoring(family, study.target.kind, classes, bins, agreed)
-        train = averaging(score, family, _penalised(family, study.model.l2), _local(study), combine, step, weight)
+        train = averaging(score, family, _penalised(family, study.model.l2), train_locally, combine, step, weight)
         algorithms = {"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)}
     return Plan(
         study=study,
@@ -123,20 +103,6 @@ def build(study: Study) -> Plan:
     )
 
 
-def _family(study: Study, width: int, classes: int) -> Family:
-    match study.model:
-        case Linear(intercept=intercept):
-            return linear(width, intercept)
-        case Logistic():
-            return logistic(width)
-        case Multinomial():
-            return multinomial(width, classes)
-        case Mlp(hidden=hidden):
-            return mlp(width, hidden, study.target.kind, classes)
-        case _:
-            assert_never(study.model)
-
-
 def _penalised(family: Family, l2: float) -> local.Gradient:
     """Gradient of mean loss + l2/2 |theta|^2, intercepts free. scikit-learn's C means l2 = 1 / (C n)."""
     if l2 == 0:
@@ -147,38 +113,6 @@ def _penalised(family: Family, l2: float) -> local.Gradient:
         return family.gradient(theta, X, y) + penalty * theta
 
     return gradient
-
-
-def _local(study: Study) -> local.Train:
-    match study.algorithm.local:
-        case LocalSgd(rate=rate, epochs=epochs, batch=batch):
-            return local.sgd(rate, epochs, batch)
-        case LocalAdam() as chosen:
-            return local.adam(chosen.rate, chosen.epochs, chosen.batch, chosen.beta_1, chosen.beta_2, chosen.epsilon)
-        case LocalProximal() as chosen:
-            return local.proximal(chosen.mu, chosen.rate, chosen.epochs, chosen.batch)
-        case _:
-            assert_never(study.algorithm.local)
-
-
-def _server(study: Study) -> server.ServerStep:
-    match study.algorithm.server:
-        case ServerSgd(rate=rate):
-            return server.sgd(rate)
-        case ServerMomentum(rate=rate, beta=beta):
-            return server.momentum(rate, beta)
-        case ServerAdagrad(rate=rate, tau=tau):
-            return server.adagrad(rate, tau)
-        case ServerAdam(rate=rate, beta_1=beta_1, beta_2=beta_2, tau=tau):
-            return server.adam(rate, beta_1, beta_2, tau)
-        case ServerYogi(rate=rate, beta_1=beta_1, beta_2=beta_2, tau=tau):
-            return server.yogi(rate, beta_1, beta_2, tau)
-        case _:
-            assert_never(study.algorithm.server)
-
-
-def _combine(study: Study) -> Combine:
-    return median(study.median.attackers) if study.median else weighted_mean()
 
 
 def _weight(study: Study) -> Callable[[str, float], float]:

@@ -1,35 +1,11 @@
-"""How a study says that updates become one, and what each way goes together with."""
+"""What each way of combining updates goes together with."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from fedrounds.core.frozen import Frozen
+from fedrounds.core.combine import Median, WeightedMean
 from fedrounds.core.privacy.settings import Privacy
-
-
-class WeightedMean(Frozen):
-    """The mean of the updates by the study's weights."""
-
-    kind: Literal["weighted_mean"]
-
-
-class Median(Frozen):
-    """The coordinate-wise median (Yin et al. 2018) of updates, or under masks of the means of groups of sites: as many as `attackers`
-    may send what they like, and no number of the result lies outside those of the others."""
-
-    kind: Literal["median"]
-    attackers: int = Field(default=1, ge=1, le=31)
-
-    @property
-    def fewest(self) -> int:
-        """Of how many updates, or groups, the honest ones are more than half."""
-        return 2 * self.attackers + 1
-
-
-Combine = Annotated[WeightedMean | Median, Field(discriminator="kind")]
 
 
 def require(combine: WeightedMean | Median, privacy: Privacy, weights: Any) -> None:

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
+from fedrounds.core.frozen import Fraction, Frozen, Rate
 from fedrounds.core.params import Vector
 
 Memory = Mapping[str, Vector]
@@ -28,6 +30,17 @@ class ServerStep(NamedTuple):
     step: Callable[[Memory, Vector, Vector], tuple[Memory, Vector]]  # (memory, theta, delta) -> (memory, theta)
 
 
+class Sgd(Frozen):
+    """theta + rate * delta; rate 1 is the plain average (McMahan et al. 2017)."""
+
+    kind: Literal["sgd"]
+    rate: Rate = 1.0
+
+    def rule(self) -> ServerStep:
+        """What the coordinator does."""
+        return sgd(self.rate)
+
+
 def sgd(rate: float) -> ServerStep:
     """theta + rate * delta."""
 
@@ -35,6 +48,18 @@ def sgd(rate: float) -> ServerStep:
         return memory, theta + rate * delta
 
     return ServerStep(_memory(), step)
+
+
+class Momentum(Frozen):
+    """FedAvgM (Hsu, Qi and Brown 2019)."""
+
+    kind: Literal["momentum"]
+    rate: Rate = 1.0
+    beta: Fraction = 0.9
+
+    def rule(self) -> ServerStep:
+        """What the coordinator does."""
+        return momentum(self.rate, self.beta)
 
 
 def momentum(rate: float, beta: float) -> ServerStep:
@@ -47,6 +72,18 @@ def momentum(rate: float, beta: float) -> ServerStep:
     return ServerStep(_memory(v=0.0), step)
 
 
+class Adagrad(Frozen):
+    """FedAdagrad (Reddi et al. 2021, algorithm 2)."""
+
+    kind: Literal["adagrad"]
+    rate: Rate = 0.1
+    tau: Rate = 1e-3
+
+    def rule(self) -> ServerStep:
+        """What the coordinator does."""
+        return adagrad(self.rate, self.tau)
+
+
 def adagrad(rate: float, tau: float) -> ServerStep:
     """v = v + delta^2; theta + rate delta / (sqrt(v) + tau)."""
 
@@ -57,6 +94,20 @@ def adagrad(rate: float, tau: float) -> ServerStep:
     return ServerStep(_memory(v=tau * tau), step)
 
 
+class Adam(Frozen):
+    """FedAdam (Reddi et al. 2021, algorithm 2)."""
+
+    kind: Literal["adam"]
+    rate: Rate = 0.1
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Rate = 1e-3
+
+    def rule(self) -> ServerStep:
+        """What the coordinator does."""
+        return adam(self.rate, self.beta_1, self.beta_2, self.tau)
+
+
 def adam(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
     """m = b1 m + (1 - b1) delta; v = b2 v + (1 - b2) delta^2; theta + rate m / (sqrt(v) + tau)."""
 
@@ -64,6 +115,20 @@ def adam(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
         return beta_2 * v + (1 - beta_2) * square
 
     return _adaptive(rate, beta_1, tau, second)
+
+
+class Yogi(Frozen):
+    """FedYogi (Reddi et al. 2021, algorithm 2)."""
+
+    kind: Literal["yogi"]
+    rate: Rate = 0.1
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Rate = 1e-3
+
+    def rule(self) -> ServerStep:
+        """What the coordinator does."""
+        return yogi(self.rate, self.beta_1, self.beta_2, self.tau)
 
 
 def yogi(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
@@ -91,3 +156,6 @@ def _memory(**starts: float) -> Callable[[int], Memory]:
         return {name: np.full(size, start) for name, start in starts.items()}
 
     return init
+
+
+Server = Annotated[Sgd | Momentum | Adagrad | Adam | Yogi, Field(discriminator="kind")]

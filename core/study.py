@@ -1,6 +1,6 @@
 """study.toml: the protocol of a study. Public, the same at every site; its digest is what a hospital approves and what seeds everything.
 
-A name below is a word; `plan.build` is the only place where it becomes a function.
+What each word means stands beside it: `core/models`, `core/local.py`, `core/combine.py`, `core/server.py`; `plan.build` puts them together.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from math import isfinite
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedrounds.core import robust
-from fedrounds.core.frozen import Finite, Fraction, Frozen, Name, NonNegative, Rate
+from fedrounds.core.combine import Median
+from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
+from fedrounds.core.models import Model, fitting
 from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
-from fedrounds.core.robust import Combine, Median, WeightedMean
+from fedrounds.core.strategy import Algorithm, Averaging
 from fedrounds.core.wire import Wire
 
 Label = str | int | float
@@ -150,167 +152,6 @@ class Validation(Frozen):
     valid: tuple[str, ...] = ("valid", "test")
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
-
-
-class Linear(Frozen):
-    """Least squares. `l2` here and below is the penalty l2/2 |theta|^2 beside the mean loss, intercepts free."""
-
-    kind: Literal["linear"]
-    intercept: bool = True
-    l2: NonNegative = 0.0
-
-
-class Logistic(Frozen):
-    """Logistic regression of yes or no."""
-
-    kind: Literal["logistic"]
-    l2: NonNegative = 0.0
-
-
-class Multinomial(Frozen):
-    """Logistic regression of one of several classes."""
-
-    kind: Literal["multinomial"]
-    l2: NonNegative = 0.0
-
-
-class Mlp(Frozen):
-    """A neural network with one or two hidden layers of so many units."""
-
-    kind: Literal["mlp"]
-    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(16,), min_length=1, max_length=2)
-    l2: NonNegative = 0.0
-
-
-Model = Annotated[Linear | Logistic | Multinomial | Mlp, Field(discriminator="kind")]
-
-
-# --- algorithms: three orthogonal choices -----------------------------------------------------------------------------
-
-Epochs = Annotated[int, Field(ge=1, le=10_000)]
-Batch = Annotated[int, Field(ge=1)] | Literal["all"]
-
-
-class LocalSgd(Frozen):
-    """Plain mini-batch gradient descent at the site."""
-
-    kind: Literal["sgd"]
-    rate: Rate = 0.05
-    epochs: Epochs = 1
-    batch: Batch = 32
-
-
-class LocalAdam(Frozen):
-    """Adam at the site, its memory fresh each round (Kingma and Ba 2015)."""
-
-    kind: Literal["adam"]
-    rate: Rate = 0.01
-    epochs: Epochs = 1
-    batch: Batch = 32
-    beta_1: Fraction = 0.9
-    beta_2: Fraction = 0.999
-    epsilon: Rate = 1e-8
-
-
-class LocalProximal(Frozen):
-    """Gradient descent tied to the global model by mu/2 |w - w_global|^2 (Li et al. 2020, FedProx)."""
-
-    kind: Literal["proximal"]
-    mu: NonNegative = 0.01
-    rate: Rate = 0.05
-    epochs: Epochs = 1
-    batch: Batch = 32
-
-
-Local = Annotated[LocalSgd | LocalAdam | LocalProximal, Field(discriminator="kind")]
-
-
-class ServerSgd(Frozen):
-    """theta + rate * delta; rate 1 is the plain average (McMahan et al. 2017)."""
-
-    kind: Literal["sgd"]
-    rate: Rate = 1.0
-
-
-class ServerMomentum(Frozen):
-    """FedAvgM (Hsu, Qi and Brown 2019)."""
-
-    kind: Literal["momentum"]
-    rate: Rate = 1.0
-    beta: Fraction = 0.9
-
-
-class ServerAdagrad(Frozen):
-    """FedAdagrad (Reddi et al. 2021, algorithm 2)."""
-
-    kind: Literal["adagrad"]
-    rate: Rate = 0.1
-    tau: Rate = 1e-3
-
-
-class ServerAdam(Frozen):
-    """FedAdam (Reddi et al. 2021, algorithm 2)."""
-
-    kind: Literal["adam"]
-    rate: Rate = 0.1
-    beta_1: Fraction = 0.9
-    beta_2: Fraction = 0.99
-    tau: Rate = 1e-3
-
-
-class ServerYogi(Frozen):
-    """FedYogi (Reddi et al. 2021, algorithm 2)."""
-
-    kind: Literal["yogi"]
-    rate: Rate = 0.1
-    beta_1: Fraction = 0.9
-    beta_2: Fraction = 0.99
-    tau: Rate = 1e-3
-
-
-Server = Annotated[ServerSgd | ServerMomentum | ServerAdagrad | ServerAdam | ServerYogi, Field(discriminator="kind")]
-
-PRESETS: dict[
-    str, tuple[str, str]
-] = {  # name: (local, server); each combines by the weighted mean unless told otherwise
-    "fedavg": ("sgd", "sgd"),
-    "fedavgm": ("sgd", "momentum"),
-    "fedprox": ("proximal", "sgd"),
-    "fedadagrad": ("sgd", "adagrad"),
-    "fedadam": ("sgd", "adam"),
-    "fedyogi": ("sgd", "yogi"),
-}
-
-
-class Algorithm(Frozen):
-    """A preset, the three parts, or a preset with some of its parts' numbers set: `{preset = "fedadam", local = {rate = 0.1}}`."""
-
-    preset: str | None = None
-    local: Local
-    combine: Combine = WeightedMean(kind="weighted_mean")
-    server: Server
-
-    @model_validator(mode="before")
-    @classmethod
-    def _spell_out(cls, given: Any) -> Any:
-        parts: dict[str, Any] = {"preset": given} if isinstance(given, str) else dict(given)
-        preset = parts.get("preset")
-        if preset is None:
-            return parts
-        if preset not in PRESETS:
-            raise ValueError(f"expected a preset out of {', '.join(PRESETS)}, found '{preset}'")
-        for part, kind in zip(("local", "server"), PRESETS[preset], strict=True):
-            options: dict[str, Any] = {"kind": kind} | dict(parts.get(part) or {})
-            swaps_local = part == "local" and preset != "fedprox"  # FedAdam with local Adam is still FedAdam
-            if options["kind"] != kind and not swaps_local:
-                raise ValueError(
-                    f"preset '{preset}' means {part} '{kind}', found '{options['kind']}': drop the preset and name the parts"
-                )
-            parts[part] = options
-        return parts
-
-
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
@@ -350,20 +191,16 @@ class Study(Frozen):
                 raise ValueError(
                     f"'{column}' is the {role} and cannot be a feature too: that would leak the answer or an identity"
                 )
-        fits = {
-            "regression": ("linear", "mlp"),
-            "binary": ("logistic", "mlp"),
-            "multiclass": ("multinomial", "mlp"),
-        }[self.target.kind]
-        if self.model.kind not in fits:
+        if self.target.kind not in self.model.targets:
             raise ValueError(
-                f"a {self.target.kind} target goes with {' or '.join(fits)}, found model '{self.model.kind}'"
+                f"a {self.target.kind} target goes with {' or '.join(fitting(self.target.kind))}, found model '{self.model.kind}'"
             )
         free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
         self.privacy.require(free, self.protocol.codec)
-        robust.require(self.algorithm.combine, self.privacy, self.weights)
+        if isinstance(self.algorithm, Averaging):
+            robust.require(self.algorithm.combine, self.privacy, self.weights)
         if self.privacy.dp:
-            local = self.algorithm.local
+            local = self.averaging.local
             self.privacy.dp.require(free, local.kind, (local.epochs, local.batch), self.weights)
         return self
 
@@ -373,9 +210,16 @@ class Study(Frozen):
         return self.privacy.masked
 
     @property
+    def averaging(self) -> Averaging:
+        """The parts of its algorithm, which is one that averages."""
+        assert isinstance(self.algorithm, Averaging)
+        return self.algorithm
+
+    @property
     def median(self) -> Median | None:
         """How a median combines updates, None where their mean does."""
-        return self.algorithm.combine if isinstance(self.algorithm.combine, Median) else None
+        combine = self.algorithm.combine if isinstance(self.algorithm, Averaging) else None
+        return combine if isinstance(combine, Median) else None
 
     @property
     def digest(self) -> str:

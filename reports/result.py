@@ -60,13 +60,12 @@ def asked(of: Evidence) -> Markup:
     if cut is not None:
         outcome += f": yes above {cut:g}"
     numbers = sum(feature.type == "number" for feature in study.features)
-    judge = study.validation
+    judge, l2 = study.validation, getattr(study.model, "l2", 0.0)
     rows = (
         f"the rows that column '{judge.fold}' names"
         if judge.fold
         else f"{100 * judge.fraction:.3g} % of each hospital's patients"
     )
-    algorithm = study.algorithm
     facts = [
         ("Question", study.title or study.name),
         ("Where the patients come from", study.note or None),
@@ -76,11 +75,8 @@ def asked(of: Evidence) -> Markup:
             f"{count(len(study.features), 'feature')}: {count(numbers, 'number')}, {len(study.features) - numbers} with levels",
         ),
         ("Judged on", f"{rows}, which no model learned from"),
-        ("Model", f"{study.model.kind}{f', L2 penalty {study.model.l2:g}' if study.model.l2 else ''}"),
-        (
-            "Learning",
-            f"{algorithm.preset or 'own rule'}: {algorithm.local.kind} at each hospital, {algorithm.server.kind} at the coordinator",
-        ),
+        ("Model", f"{study.model.kind}{f', L2 penalty {l2:g}' if l2 else ''}"),
+        ("Learning", study.algorithm.title),
         ("Protocol digest", tag("code", study.digest)),
     ]
     return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in facts if value])

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedrounds.core.answer import Policy, handle
+from fedrounds.core.combine import WeightedMean
 from fedrounds.core.evaluate import metrics, total
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort
 from fedrounds.core.preprocess import encode as encode_rows
-from fedrounds.core.robust import WeightedMean
 from fedrounds.core.round import open_round
 from fedrounds.core.simulate import simulate
 from fedrounds.tasks.withheld import withheld
@@ -65,7 +65,7 @@ def _by_mean(plan: Plan) -> Plan:
     study = plan.study
     if study.median is None:
         return plan
-    algorithm = study.algorithm.model_copy(update={"combine": WeightedMean(kind="weighted_mean")})
+    algorithm = study.averaging.model_copy(update={"combine": WeightedMean(kind="weighted_mean")})
     return build(study.model_copy(update={"algorithm": algorithm}))
 
 

@@ -196,6 +196,8 @@ def explain(error: ValidationError, public: bool = False) -> str:
     """
     first, *more = error.errors(include_url=False)
     kind, about, where = first["type"], first.get("ctx", {}), [str(part) for part in first["loc"]]
+    if where[:1] == ["algorithm"] and where[1:2] in (["averaging"], ["exact"]):  # what no file says
+        del where[1]
     found = f", found {first['input']!r}" if public and isinstance(first["input"], str | int | float) else ""
     match kind:
         case "extra_forbidden":

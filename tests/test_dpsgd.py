@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedrounds.core.models.linear import linear
-from fedrounds.core.models.logistic import logistic
-from fedrounds.core.models.mlp import mlp
-from fedrounds.core.models.multinomial import multinomial
+from fedrounds.core.models.linear import Linear, linear
+from fedrounds.core.models.logistic import Logistic, logistic
+from fedrounds.core.models.mlp import Mlp, mlp
+from fedrounds.core.models.multinomial import Multinomial, multinomial
 from fedrounds.core.privacy import dpsgd
 from fedrounds.core.privacy.dpsgd import Descent, clipping, descend
 from fedrounds.core.privacy.noise import Gaussian
-from fedrounds.core.study import Linear, Logistic, Mlp, Multinomial
 
 MODELS = {
     "linear": (Linear(kind="linear"), linear(4), "regression"),

@@ -18,7 +18,7 @@ from fedrounds.cli.init import init
 from fedrounds.core.plan import build
 from fedrounds.core.round import Asking
 from fedrounds.core.simulate import simulate
-from fedrounds.core.study import PRESETS
+from fedrounds.core.strategy import PRESETS
 from fedrounds.ledger import Ledger
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.run import opened

@@ -12,7 +12,8 @@ from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
 from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.core.simulate import simulate
-from fedrounds.core.study import PRESETS, Study
+from fedrounds.core.strategy import PRESETS
+from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 
 TARGETS = {

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fedrounds.core.models.logistic import logistic
+from fedrounds.core.models.logistic import Logistic, logistic
 from fedrounds.core.privacy import noise, private
 from fedrounds.core.privacy.accounting import Budget, Event, epsilon, multiplier
 from fedrounds.core.privacy.dpsgd import Descent, clipping, descend
 from fedrounds.core.privacy.noise import Bits, Gaussian
-from fedrounds.core.study import Logistic, Study
+from fedrounds.core.study import Study
 
 CANARIES, GUESSES, SURE = 1000, 300, 0.05
 

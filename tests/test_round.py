@@ -18,7 +18,8 @@ from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.core.round import Asking, Closed, close_exchange, open_round
 from fedrounds.core.simulate import simulate
 from fedrounds.core.state import Champion
-from fedrounds.core.study import PRESETS, Study
+from fedrounds.core.strategy import PRESETS
+from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 
 TARGETS = {

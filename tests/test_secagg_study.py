@@ -20,7 +20,7 @@ from fedrounds.core.privacy.grid import Grid
 from fedrounds.core.privacy.settings import Privacy
 from fedrounds.core.round import open_round
 from fedrounds.core.simulate import OPEN, simulate
-from fedrounds.core.study import PRESETS
+from fedrounds.core.strategy import PRESETS
 
 
 def both(of, rounds=1, positive=(), **how):

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from fedrounds.core.operations import Operations
 from fedrounds.core.plan import build
-from fedrounds.core.study import PRESETS, Study, canonical
+from fedrounds.core.strategy import PRESETS
+from fedrounds.core.study import Study, canonical
 
 WORDS = {
     "name": "toy",

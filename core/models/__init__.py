@@ -1,0 +1,22 @@
+"""Every kind of model that a study may name: a file each, a row here."""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from fedrounds.core.models.linear import Linear
+from fedrounds.core.models.logistic import Logistic
+from fedrounds.core.models.mlp import Mlp
+from fedrounds.core.models.multinomial import Multinomial
+
+Model = Annotated[Linear | Logistic | Multinomial | Mlp, Field(discriminator="kind")]
+
+
+def fitting(target: str) -> tuple[str, ...]:
+    """The kinds of models that predict such a target."""
+    (union, _) = get_args(Model)
+    return tuple(
+        get_args(model.model_fields["kind"].annotation)[0] for model in get_args(union) if target in model.targets
+    )

@@ -8,12 +8,13 @@ without an intercept takes X (n, p). Targets y are (n,) float64: a value, 0 or 1
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fedrounds.core.params import Array, Layout, Vector
 
+Task = Literal["regression", "binary", "multiclass"]
 CLOSEST = 1e-12  # a reported probability of what happened is never nearer to 0 or 1, so a log-loss is at most 27.7
 
 

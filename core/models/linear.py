@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrounds.core.models.family import Family, squared_errors
+from fedrounds.core.frozen import Frozen, NonNegative
+from fedrounds.core.models.family import Family, Task, squared_errors
 from fedrounds.core.params import Array, Layout, Vector
+
+
+class Linear(Frozen):
+    """Least squares. `l2` here and below is the penalty l2/2 |theta|^2 beside the mean loss, intercepts free."""
+
+    targets: ClassVar[tuple[str, ...]] = ("regression",)
+    kind: Literal["linear"]
+    intercept: bool = True
+    l2: NonNegative = 0.0
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out."""
+        del classes, task
+        return linear(width, self.intercept)
 
 
 def linear(features: int, intercept: bool = True) -> Family:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrounds.core.models.family import Family, binary_log_losses
+from fedrounds.core.frozen import Frozen, NonNegative
+from fedrounds.core.models.family import Family, Task, binary_log_losses
 from fedrounds.core.params import Array, Layout, Vector
+
+
+class Logistic(Frozen):
+    """Logistic regression of yes or no."""
+
+    targets: ClassVar[tuple[str, ...]] = ("binary",)
+    kind: Literal["logistic"]
+    l2: NonNegative = 0.0
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out."""
+        del classes, task
+        return logistic(width)
 
 
 def logistic(features: int) -> Family:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
+from fedrounds.core.frozen import Frozen, NonNegative
 from fedrounds.core.models.family import (
     Family,
+    Task,
     binary_log_losses,
     class_log_losses,
     class_residual,
@@ -18,8 +21,20 @@ from fedrounds.core.models.family import (
 )
 from fedrounds.core.params import Array, Layout, Vector
 
-Task = Literal["regression", "binary", "multiclass"]
 Pairwise = Callable[[Array, Array], Array]  # (prediction, y) -> something of each row
+
+
+class Mlp(Frozen):
+    """A neural network with one or two hidden layers of so many units."""
+
+    targets: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
+    kind: Literal["mlp"]
+    hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(16,), min_length=1, max_length=2)
+    l2: NonNegative = 0.0
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out."""
+        return mlp(width, self.hidden, task, classes)
 
 
 def mlp(features: int, hidden: tuple[int, ...], task: Task, classes: int = 2) -> Family:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrounds.core.models.family import Family, class_log_losses, class_residual, softmax
+from fedrounds.core.frozen import Frozen, NonNegative
+from fedrounds.core.models.family import Family, Task, class_log_losses, class_residual, softmax
 from fedrounds.core.params import Array, Layout, Vector
+
+
+class Multinomial(Frozen):
+    """Logistic regression of one of several classes."""
+
+    targets: ClassVar[tuple[str, ...]] = ("multiclass",)
+    kind: Literal["multinomial"]
+    l2: NonNegative = 0.0
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out."""
+        del task
+        return multinomial(width, classes)
 
 
 def multinomial(features: int, classes: int) -> Family:

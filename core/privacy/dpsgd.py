@@ -14,10 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedrounds.core.models import Model
 from fedrounds.core.models.family import class_residual, residual, softmax
+from fedrounds.core.models.linear import Linear
+from fedrounds.core.models.logistic import Logistic
+from fedrounds.core.models.mlp import Mlp
+from fedrounds.core.models.multinomial import Multinomial
 from fedrounds.core.params import Array, Layout, Vector
 from fedrounds.core.privacy.noise import SLACK, Bits, Gaussian
-from fedrounds.core.study import Linear, Logistic, Mlp, Model, Multinomial
 
 AT_ONCE = 1 << 20  # numbers of noise that are drawn together
 Clipped = Callable[[Vector, Array, Array], Vector]  # (theta, X, y) -> the sum of the rows' clipped gradients

@@ -105,7 +105,7 @@ def training(
     study: Study, dp: Differential, family: Family, server: ServerStep, agreed: Mapping[str, tuple[int, ...]]
 ) -> Algorithm:
     """A round of `dp.steps` exchanges."""
-    size, rate = family.layout.size, study.algorithm.local.rate
+    size, rate = family.layout.size, study.averaging.local.rate
     clipped = clipping(study.model, family.layout, study.target.kind, dp.clip)
     penalty = study.model.l2 * family.penalised
 

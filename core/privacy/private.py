@@ -11,7 +11,7 @@ from math import sqrt
 import numpy as np
 
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
-from fedrounds.core.combine import Combine
+from fedrounds.core.combine import Rule
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family
@@ -174,7 +174,7 @@ def training(
     study: Study,
     dp: Differential,
     family: Family,
-    combine: Combine,
+    combine: Rule,
     server: ServerStep,
     weight: Callable[[str, float], float],
     agreed: Mapping[str, tuple[int, ...]],
@@ -192,7 +192,7 @@ def training(
     def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         del rng
         mechanism = Gaussian(dp.clip, dp.training_event().multiplier, size)
-        how = Descent(study.algorithm.local.rate, dp.steps, dp.sample_rate, dp.batch, mechanism)
+        how = Descent(study.averaging.local.rate, dp.steps, dp.sample_rate, dp.batch, mechanism)
         theta = payload["theta"]
         return memory, {"delta": descend(clipped, penalty, how, theta, rows.X, rows.y) - theta}
 

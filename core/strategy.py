@@ -1,0 +1,96 @@
+"""`algorithm = …` in a study: how a round is run. A preset's name, its parts, or `exact`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from fedrounds.core.combine import Combine, WeightedMean
+from fedrounds.core.frozen import Frozen
+from fedrounds.core.local import Local
+from fedrounds.core.server import Server
+
+PRESETS: dict[
+    str, tuple[str, str]
+] = {  # name: (local, server); each combines by the weighted mean unless told otherwise
+    "fedavg": ("sgd", "sgd"),
+    "fedavgm": ("sgd", "momentum"),
+    "fedprox": ("proximal", "sgd"),
+    "fedadagrad": ("sgd", "adagrad"),
+    "fedadam": ("sgd", "adam"),
+    "fedyogi": ("sgd", "yogi"),
+}
+
+
+class Averaging(Frozen):
+    """A preset, the three parts, or a preset with some of its parts' numbers set: `{preset = "fedadam", local = {rate = 0.1}}`."""
+
+    preset: str | None = None
+    local: Local
+    combine: Combine = WeightedMean(kind="weighted_mean")
+    server: Server
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, given: Any) -> Any:
+        parts: dict[str, Any] = {"preset": given} if isinstance(given, str) else dict(given)
+        preset = parts.get("preset")
+        if preset is None:
+            return parts
+        if preset not in PRESETS:
+            raise ValueError(f"expected a preset out of {', '.join([*PRESETS, 'exact'])}, found '{preset}'")
+        for part, kind in zip(("local", "server"), PRESETS[preset], strict=True):
+            options: dict[str, Any] = {"kind": kind} | dict(parts.get(part) or {})
+            swaps_local = part == "local" and preset != "fedprox"  # FedAdam with local Adam is still FedAdam
+            if options["kind"] != kind and not swaps_local:
+                raise ValueError(
+                    f"preset '{preset}' means {part} '{kind}', found '{options['kind']}': drop the preset and name the parts"
+                )
+            parts[part] = options
+        return parts
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a hospital may know it by."""
+        return (*([self.preset] if self.preset else []), self.local.kind)
+
+    @property
+    def title(self) -> str:
+        """In a line."""
+        return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {self.server.kind} at the coordinator"
+
+
+class Exact(Frozen):
+    """Sums over patients, exchanged until what is fitted to them moves no more: the fit to all patients in one place.
+
+    `tolerance`: of the relative change at which it is done; `exchanges`: of a round at most.
+    """
+
+    preset: Literal["exact"]
+    tolerance: float = Field(default=1e-10, gt=0, le=0.1)
+    exchanges: int = Field(default=50, ge=1, le=10_000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, given: Any) -> Any:
+        return {"preset": given} if isinstance(given, str) else given
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a hospital may know it by."""
+        return (self.preset,)
+
+    @property
+    def title(self) -> str:
+        """In a line."""
+        return "exact: sums over patients, as many exchanges a round as it takes"
+
+
+def _which(given: Any) -> str:
+    preset = cast(Mapping[str, Any], given).get("preset") if isinstance(given, Mapping) else given
+    return "exact" if preset == "exact" or isinstance(given, Exact) else "averaging"
+
+
+Algorithm = Annotated[Annotated[Averaging, Tag("averaging")] | Annotated[Exact, Tag("exact")], Discriminator(_which)]
