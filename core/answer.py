@@ -223,7 +223,7 @@ def crowded(plan: Plan, policy: Policy, patients: int) -> str:
     limits that DataSHIELD enforces (`nfilter.glm`, `nfilter.levels.max`, `nfilter.levels.density`, `nfilter.string`).
     """
     family = plan.study.model.kind
-    if policy.parameters_per_patient and family in ("linear", "logistic", "multinomial"):
+    if policy.parameters_per_patient and "coef" in plan.family.layout.shapes:
         most = policy.parameters_per_patient * patients
         if plan.family.layout.size > most:
             return (

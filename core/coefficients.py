@@ -56,13 +56,13 @@ class Coefficients:
 
 
 def on_original_scale(plan: Plan, theta: Vector, statistics: Statistics) -> Coefficients | None:
-    """The model's coefficients in the dictionary's units; None for a neural network, which has none.
+    """The model's coefficients in the dictionary's units; None for a model that has none, such as a neural network.
 
     Args:
         theta: the model, as the plan's family lays it out.
         statistics: the frozen ones of round 0 that the model was trained on.
     """
-    if plan.study.model.kind == "mlp":
+    if "coef" not in plan.family.layout.shapes:
         return None
     parts, width = plan.family.layout.split(theta), len(plan.columns)
     coef: Array = parts["coef"].reshape(width, -1)  # (width, k)

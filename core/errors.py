@@ -10,7 +10,8 @@
     │   └── StudyBusy           another runner holds the study
     ├── ServiceError        16  Prefect, MLflow or a helper process did not do its part
     ├── DriftHold           17  drift beyond the study's limit holds the study
-    └── LogBroken           18  the audit log, or what it is about, is not as it was signed
+    ├── LogBroken           18  the audit log, or what it is about, is not as it was signed
+    └── NoFit               19  the patients of all sites do not settle what is asked of them: columns or outcomes leave it open
 
 Each message is one line: what was expected, what was found, where, what to do. Never a patient value: names and counts only.
 Anything else that escapes is a bug and shows a traceback.
@@ -82,3 +83,9 @@ class LogBroken(FedroundsError):
     """The audit log, or what it is about, is not as it was signed."""
 
     exit_code = 18
+
+
+class NoFit(FedroundsError):
+    """What is to be fitted has no one answer: a column follows from others, an outcome from a column, or it does not converge."""
+
+    exit_code = 19

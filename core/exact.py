@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,10 @@ from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.models.family import Family
 from fedrounds.core.params import Array, Vector
-from fedrounds.core.preprocess import Rows
 from fedrounds.core.state import RunState
+
+if TYPE_CHECKING:
+    from fedrounds.core.preprocess import Rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 KEPT = ("scores", "histogram", "paired", "train")  # of the first exchange, until the round has closed

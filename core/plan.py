@@ -12,17 +12,20 @@ from fedrounds.core import encrypted, local, server
 from fedrounds.core.algorithm import Algorithm
 from fedrounds.core.averaging import averaging, scoring
 from fedrounds.core.evaluate import Task
+from fedrounds.core.exact import exact
 from fedrounds.core.messages import Ask
-from fedrounds.core.models.family import Family
+from fedrounds.core.models.family import Family, with_offset
 from fedrounds.core.models.linear import Linear
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.privacy import joint, private, updates
 from fedrounds.core.privacy.hospital import Hospitals
+from fedrounds.core.privacy.settings import Private
 from fedrounds.core.profile import profiling
 from fedrounds.core.sheets import UNKNOWN, share
 from fedrounds.core.state import RunState
 from fedrounds.core.statistics import statistics
+from fedrounds.core.strategy import Exact
 from fedrounds.core.study import Multiclass, Study
 
 
@@ -68,26 +71,22 @@ def build(study: Study) -> Plan:
     columns = tuple(name for feature in study.features for name in columns_of(feature))
     classes = len(study.target.classes) if isinstance(study.target, Multiclass) else 2
     family = study.model.family(len(columns), classes, study.target.kind)
+    family = with_offset(family) if study.offset else family
     encrypted.require(study, family.layout.size)
-    step, bins = study.averaging.server.rule(), study.validation.bins
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
     agreed |= {"rows": (1,)} if study.masked and not study.privacy.dp else {}
-    train_locally, combine, weight = study.averaging.local.rule(), study.averaging.combine.rule(), _weight(study)
+    bins = study.validation.bins
     algorithms: dict[Ask, Algorithm]
-    if dp := study.privacy.dp:
-        if isinstance(dp, Hospitals):
-            first = joint.statistics(study, dp)
-            gradient = _penalised(family, study.model.l2)
-            train = updates.training(dp, family.layout.size, gradient, train_locally, step, agreed)
-        elif study.masked:
-            first, train = joint.statistics(study, dp), joint.training(study, dp, family, step, agreed)
-        else:
-            first = private.statistics(study, dp)
-            train = private.training(study, dp, family, combine, step, weight, agreed)
-        algorithms = {"statistics": first, "train": train, "score": private.silent(train)}
+    if study.privacy.dp:
+        algorithms = _noised(study, study.privacy.dp, family, agreed)
     else:
         score = scoring(family, study.target.kind, classes, bins, agreed)
-        train = averaging(score, family, _penalised(family, study.model.l2), train_locally, combine, step, weight)
+        if isinstance(study.algorithm, Exact):
+            train = exact(score, family, study.model.exact(study, columns, family))
+        else:
+            parts = study.algorithm
+            local_rule, combine, step = parts.local.rule(), parts.combine.rule(), parts.server.rule()
+            train = averaging(score, family, _penalised(family, study), local_rule, combine, step, _weight(study))
         algorithms = {"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)}
     return Plan(
         study=study,
@@ -99,18 +98,38 @@ def build(study: Study) -> Plan:
         bins=bins,
         family=family,
         algorithms=algorithms,
-        memory=lambda: step.init(family.layout.size),
+        memory=lambda: (
+            {} if isinstance(study.algorithm, Exact) else study.algorithm.server.rule().init(family.layout.size)
+        ),
     )
 
 
-def _penalised(family: Family, l2: float) -> local.Gradient:
+def _noised(study: Study, dp: Private, family: Family, agreed: Mapping[str, tuple[int, ...]]) -> dict[Ask, Algorithm]:
+    """What is asked where differential privacy holds: nothing but what is noised."""
+    parts = study.averaging
+    step = parts.server.rule()
+    if isinstance(dp, Hospitals):
+        first = joint.statistics(study, dp)
+        gradient = _penalised(family, study)
+        train = updates.training(dp, family.layout.size, gradient, parts.local.rule(), step, agreed)
+    elif study.masked:
+        first, train = joint.statistics(study, dp), joint.training(study, dp, family, step, agreed)
+    else:
+        first = private.statistics(study, dp)
+        train = private.training(study, dp, family, parts.combine.rule(), step, _weight(study), agreed)
+    return {"statistics": first, "train": train, "score": private.silent(train)}
+
+
+def _penalised(family: Family, study: Study) -> local.Gradient:
     """Gradient of mean loss + l2/2 |theta|^2, intercepts free. scikit-learn's C means l2 = 1 / (C n)."""
+    plain, l2 = family.gradient, study.model.l2
+    assert plain is not None
     if l2 == 0:
-        return family.gradient
+        return plain
     penalty = l2 * family.penalised
 
     def gradient(theta: Vector, X: Array, y: Array) -> Vector:
-        return family.gradient(theta, X, y) + penalty * theta
+        return plain(theta, X, y) + penalty * theta
 
     return gradient
 

@@ -47,6 +47,8 @@ class Cohort:
     y: Array  # (n,)
     valid: NDArray[np.bool_]  # (n,) these rows only judge
     dropped: Mapping[str, int]  # why rows were left out -> how many
+    offset: Array | None = None  # (n,) what is added to a patient's score as it is, where the study names one
+    weight: Array | None = None  # (n,) how often a patient counts, where the study says
 
     @property
     def patients(self) -> int:
@@ -59,12 +61,16 @@ class Cohort:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Rows:
-    """What a site trains and judges on: design matrices, ready for a model. X: (n, width) or (n, width + 1) with a last column of ones."""
+    """What a site trains and judges on: design matrices, ready for a model.
+
+    X: (n, width), then a column of ones if the model has an intercept, then the offset if the study has one.
+    """
 
     X: Array
     y: Array
     X_valid: Array
     y_valid: Array
+    weight: Array | None = None  # (n,) how often a training row counts, where the study says
 
     def __repr__(self) -> str:
         return f"Rows({len(self.y)} training, {len(self.y_valid)} validation)"
@@ -90,13 +96,35 @@ def clean(table: Table, study: Study, site: str, absent: tuple[str, ...] = (), s
             values[:, j] = _feature(table.columns[feature.name], feature, site)
     _one_row_a_patient(table, study, site)
     y = _target(table, study, site)
+    if wanted := study.model.impossible(y):
+        raise DataContractError(
+            f"expected targets of a {study.model.kind} model that are {wanted} in column '{study.target.column}' at site '{site}', found"
+            " others: correct the source, or choose another model"
+        )
+    beside = {column: _beside(table, column, site) for column in (study.offset, study.case_weights) if column}
+    if study.case_weights and (beside[study.case_weights] <= 0).any():
+        raise DataContractError(
+            f"expected case weights above 0 in column '{study.case_weights}' at site '{site}', found others: leave such patients out"
+        )
     train, valid = _split(table, study, site, split_key)
     dropped: dict[str, NDArray[np.bool_]] = {"no target": np.isnan(y), "in no fold": ~(train | valid)}
+    dropped |= {f"no {column}": np.isnan(values) for column, values in beside.items()}
     if study.preprocess.missing == "drop_row":
         dropped["a feature is missing"] = np.any(np.isnan(values), axis=1)
     keep = ~np.any(list(dropped.values()), axis=0)
     counts = {reason: int(mask.sum()) for reason, mask in dropped.items() if mask.any()}
-    return Cohort(site, values[keep], y[keep], valid[keep], counts)
+    offset, weight = (beside[column][keep] if column else None for column in (study.offset, study.case_weights))
+    return Cohort(site, values[keep], y[keep], valid[keep], counts, offset, weight)
+
+
+def _beside(table: Table, column: str, site: str) -> Array:
+    """(n,) numbers that are no feature; NaN where missing."""
+    found = _numbers(table.columns[column], {""}, column, "", site)
+    if np.isnan(found).all():
+        raise DataContractError(
+            f"expected values in column '{column}' at site '{site}', found all {len(found)} rows missing: check the source"
+        )
+    return found
 
 
 def _require_columns(table: Table, study: Study, site: str, absent: tuple[str, ...]) -> None:
@@ -106,7 +134,7 @@ def _require_columns(table: Table, study: Study, site: str, absent: tuple[str, .
         raise DataContractError(
             f"expected `absent` to name features of the study, found '{unknown[0]}' at site '{site}': mend its site file"
         )
-    reserved = [study.target.column, study.patient_id, study.validation.fold]
+    reserved = [study.target.column, study.patient_id, study.validation.fold, study.offset, study.case_weights]
     wanted = [
         *(name for name in (f.name for f in study.features) if name not in absent),
         *(name for name in reserved if name),
@@ -326,6 +354,9 @@ def standardised(study: Study) -> NDArray[np.bool_]:
 def encode(cohort: Cohort, study: Study, statistics: Statistics, ones: bool) -> Rows:
     """Apply the study's frozen statistics: impute, spread, (z - center) / scale, and a last column of ones for an intercept."""
     Z = (spread(cohort.values, study, statistics["impute"]) - statistics["center"]) / statistics["scale"]
-    X = np.ascontiguousarray(np.hstack([Z, np.ones((len(Z), 1))]) if ones else Z)
+    beside = [np.ones((len(Z), 1))] if ones else []
+    beside += [cohort.offset[:, None]] if cohort.offset is not None else []
+    X = np.ascontiguousarray(np.hstack([Z, *beside]) if beside else Z)
     train = ~cohort.valid
-    return Rows(X[train], cohort.y[train], X[cohort.valid], cohort.y[cohort.valid])
+    weight = None if cohort.weight is None else cohort.weight[train]
+    return Rows(X[train], cohort.y[train], X[cohort.valid], cohort.y[cohort.valid], weight)

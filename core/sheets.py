@@ -2,6 +2,7 @@
 
     counts, losses, scores       within 2^30 a site (2^44 where the target is a number: its squares are added up)
     sums of a feature            within its range times 2^24 rows
+    slopes, curvatures           within 2^30 a site
     an update times its share    within the study's clip; what is beyond is clipped and counted
 
 The share is rows / rows of all in round 0 (weights = "patients"), 1 ("uniform"), or the stated weight over the largest. What the shares
@@ -29,6 +30,7 @@ from fedrounds.core.worse import SIZE, answered
 ROWS = 2.0**24  # of a site
 SUMS = 2.0**30
 SQUARES = 2.0**44
+EXACT = ("gradient", "hessian", "information")  # sums of an exact fit, of standardised columns
 UNKNOWN = 2.0**17  # rows by which updates are scaled where no round 0 has counted them
 
 
@@ -49,6 +51,8 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
     for name, shape in sizes.items():
         if name == "delta":
             grids[name] = Grid(np.array(study.masked.clip), study.masked.bits, clip=True)
+        elif name in EXACT:  # their steps are fine, so that a fit keeps its digits
+            grids[name] = Grid(np.full(prod(shape), SUMS))
         elif ask == "statistics" and name in ("sum", "square"):
             grids[name] = Grid(_of_features(study) if exchange == 0 else _of_columns(study, name))
         else:

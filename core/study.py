@@ -17,7 +17,7 @@ from fedrounds.core.combine import Median
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
 from fedrounds.core.models import Model, fitting
 from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
-from fedrounds.core.strategy import Algorithm, Averaging
+from fedrounds.core.strategy import Algorithm, Averaging, Exact
 from fedrounds.core.wire import Wire
 
 Label = str | int | float
@@ -164,6 +164,8 @@ class Study(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**63)
     patient_id: str | None = None
     event_time: str | None = None
+    offset: str | None = None
+    case_weights: str | None = None
     target: Target
     features: tuple[Feature, ...] = Field(min_length=1)
     preprocess: Preprocess = Preprocess()
@@ -185,6 +187,8 @@ class Study(Frozen):
             "patient_id": self.patient_id,
             "event_time": self.event_time,
             "fold": self.validation.fold,
+            "offset": self.offset,
+            "case weight": self.case_weights,
         }
         for role, column in reserved.items():
             if column in names:
@@ -197,12 +201,48 @@ class Study(Frozen):
             )
         free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
         self.privacy.require(free, self.protocol.codec)
+        self._fits()
         if isinstance(self.algorithm, Averaging):
             robust.require(self.algorithm.combine, self.privacy, self.weights)
         if self.privacy.dp:
             local = self.averaging.local
             self.privacy.dp.require(free, local.kind, (local.epochs, local.batch), self.weights)
         return self
+
+    def _fits(self) -> None:
+        """Raise ValueError where model and algorithm do not go together, or with what the study says of its rows."""
+        exact, model = isinstance(self.algorithm, Exact), self.model
+        if ("exact" if exact else "averaging") not in model.algorithms:
+            raise ValueError(
+                f"a {model.kind} model is "
+                + (
+                    'averaged, and no sums over patients fit it: choose a preset such as "fedavg"'
+                    if exact
+                    else 'fitted by sums over patients, and no gradient leads there: set algorithm = "exact"'
+                )
+            )
+        if self.offset and not model.additive:
+            raise ValueError(
+                f"an offset is added to a linear predictor, and a {model.kind} model has none: leave it out"
+            )
+        if self.privacy.dp and self.privacy.dp.unit == "patient" and not model.clippable:
+            raise ValueError(
+                f"differential privacy of patients clips each one's gradient, which nobody has built for {model.kind} models"
+            )
+        if not exact:
+            if self.case_weights:
+                raise ValueError(
+                    'case weights go with sums over patients: set algorithm = "exact", or leave case_weights out'
+                )
+            return
+        if self.weights != "patients":
+            raise ValueError('an exact fit counts every patient alike: leave weights at "patients"')
+        if self.privacy.dp:
+            raise ValueError(
+                "differential privacy trains by noised gradient descent, and the sums of an exact fit are not noised: choose one of the two"
+            )
+        if self.protocol.codec != "float64":
+            raise ValueError("the sums of an exact fit need all their digits: leave out protocol.codec")
 
     @property
     def masked(self) -> Masked | Ckks | None:
@@ -228,6 +268,7 @@ class Study(Frozen):
         later = {  # studies older than these keys keep their digest
             key for key, default in (("protocol", Wire()), ("privacy", Privacy())) if getattr(self, key) == default
         }
+        later |= {key for key in ("offset", "case_weights") if getattr(self, key) is None}
         protocol = self.model_dump(mode="json", exclude=prose | later)
         canonical_json = json.dumps(protocol, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical_json.encode()).hexdigest()

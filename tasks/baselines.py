@@ -82,6 +82,8 @@ def _pooled(
         np.concatenate([c.y for c in parts]),
         np.concatenate([c.valid for c in parts]),
         {},
+        _joined([c.offset for c in parts]),
+        _joined([c.weight for c in parts]),
     )
     state = list(simulate(plan, {"pooled": pool}, rounds, state=plan.start(statistics)))[-1].state
     request = open_round(state, plan, "score", names).request
@@ -91,6 +93,10 @@ def _pooled(
         reply = handle(request, {}, rows, plan, policies[name], name, plan.rng(0, name))[1]
         scores[name] = reply.arrays["scores"], reply.arrays["histogram"]
     return scores
+
+
+def _joined(parts: list[Any]) -> Any:
+    return None if parts[0] is None else np.concatenate(parts)
 
 
 def _digest(value: Any) -> str:

@@ -61,7 +61,14 @@ def join(digest: str, mailbox: Exchange, coordinator: bytes, site: SiteFile, hom
 
 def columns_of(study: Study) -> list[str]:
     """Every column that a study names."""
-    roles = study.target.column, study.patient_id, study.event_time, study.validation.fold
+    roles = (
+        study.target.column,
+        study.patient_id,
+        study.event_time,
+        study.validation.fold,
+        study.offset,
+        study.case_weights,
+    )
     return [feature.name for feature in study.features] + [name for name in roles if name]
 
 

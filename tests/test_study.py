@@ -107,7 +107,7 @@ def test_three_parts_need_no_preset():
         ({"algorithm": {"preset": "fedavg", "local": {"rate": 0}}}, "greater than 0"),
         ({"algorithm": {"preset": "fedavg", "local": {"rate": float("inf")}}}, "finite"),
         ({"model": {"kind": "linear"}}, "a binary target goes with logistic or mlp, found model 'linear'"),
-        ({"target": {"kind": "regression", "column": "y"}}, "a regression target goes with linear or mlp"),
+        ({"target": {"kind": "regression", "column": "y"}}, "a regression target goes with linear or poisson or gamma or mlp"),
         ({"target": {"kind": "binary", "column": "y"}}, "positive_above"),
         ({"target": {"kind": "binary", "column": "y", "positive": ["yes"]}}, "both"),
         ({"target": {"kind": "binary", "column": "y", "positive_above": 0, "positive": ["a"], "negative": ["b"]}}, "either"),

@@ -7,11 +7,12 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from fedrounds.core.models.linear import Linear
+from fedrounds.core.models.log_linear import Gamma, Poisson
 from fedrounds.core.models.logistic import Logistic
 from fedrounds.core.models.mlp import Mlp
 from fedrounds.core.models.multinomial import Multinomial
 
-Model = Annotated[Linear | Logistic | Multinomial | Mlp, Field(discriminator="kind")]
+Model = Annotated[Linear | Logistic | Poisson | Gamma | Multinomial | Mlp, Field(discriminator="kind")]
 
 
 def fitting(target: str) -> tuple[str, ...]:

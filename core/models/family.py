@@ -8,14 +8,52 @@ without an intercept takes X (n, p). Targets y are (n,) float64: a value, 0 or 1
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from fedrounds.core.frozen import Frozen
 from fedrounds.core.params import Array, Layout, Vector
+
+if TYPE_CHECKING:
+    from fedrounds.core.exact import Exact
+    from fedrounds.core.study import Study
 
 Task = Literal["regression", "binary", "multiclass"]
 CLOSEST = 1e-12  # a reported probability of what happened is never nearer to 0 or 1, so a log-loss is at most 27.7
+
+
+class Kind(Frozen):
+    """What the word for a kind of model says of it.
+
+    Attributes:
+        targets: The kinds of target that it predicts.
+        algorithms: Whether its rounds can average, be exact, or either.
+        additive: Whether its score is a sum over the columns, so that an offset can be added to it.
+        clippable: Whether one patient's gradient can be clipped by itself (`privacy.dpsgd`), for differential privacy.
+        ratio: What exp(coefficient) is called; empty where it means nothing.
+        paper: Where it comes from.
+    """
+
+    targets: ClassVar[tuple[str, ...]]
+    algorithms: ClassVar[tuple[str, ...]] = ("averaging",)
+    additive: ClassVar[bool] = False
+    clippable: ClassVar[bool] = False
+    ratio: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out."""
+        raise NotImplementedError
+
+    def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
+        """How it is fitted by sums."""
+        raise NotImplementedError
+
+    def impossible(self, y: Array) -> str:
+        """What targets (n,) it expects, where some of these are none; empty if all are."""
+        del y
+        return ""
 
 
 class Family(NamedTuple):
@@ -25,8 +63,9 @@ class Family(NamedTuple):
         layout: The named parts of theta.
         penalised: 1.0 where the L2 penalty applies, 0.0 at intercepts and biases; as long as theta.
         init: rng -> theta to start from.
-        gradient: (theta, X, y) -> gradient of the mean loss over the rows, without the L2 term. For classes the loss
-            is the log-loss; in a regression it is half the squared error, so no 2 stands before Xᵀ(p - y)/n.
+        gradient: (theta, X, y) -> gradient of the mean loss over the rows, without the L2 term; None where nothing
+            descends it. For classes the loss is the log-loss; in a regression it is half the squared error, so no 2
+            stands before Xᵀ(p - y)/n.
         predict: (theta, X) -> the mean (n,), the probability of class 1 (n,), or of every class (n, k).
         losses: (prediction, y) -> what is reported for each row (n,): the squared error, not halved, or the log-loss.
         estimator: theta -> a fitted scikit-learn estimator that predicts the same from X without its column of ones.
@@ -36,10 +75,38 @@ class Family(NamedTuple):
     layout: Layout
     penalised: Vector
     init: Callable[[np.random.Generator], Vector]
-    gradient: Callable[[Vector, Array, Array], Vector]
+    gradient: Callable[[Vector, Array, Array], Vector] | None
     predict: Callable[[Vector, Array], Array]
     losses: Callable[[Array, Array], Array]
     estimator: Callable[[Vector], Any]
+
+
+def with_offset(family: Family) -> Family:
+    """The family where X has one more column, an offset: what is added to the score as it is, by a coefficient known to be 1.
+
+    The estimator predicts for an offset of 0.
+    """
+    gradient = family.gradient
+
+    def descend(theta: Vector, X: Array, y: Array) -> Vector:
+        assert gradient is not None
+        slope = gradient(theta, X, y)
+        slope[-1] = 0.0
+        return slope
+
+    def init(rng: np.random.Generator) -> Vector:
+        return np.append(family.init(rng), 1.0)
+
+    def estimator(theta: Vector) -> Any:
+        return family.estimator(theta[:-1])
+
+    return family._replace(
+        layout=Layout({**family.layout.shapes, "offset": (1,)}),
+        penalised=np.append(family.penalised, 0.0),
+        init=init,
+        gradient=descend,
+        estimator=estimator,
+    )
 
 
 def squared_errors(prediction: Array, y: Array) -> Array:

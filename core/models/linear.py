@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrounds.core.frozen import Frozen, NonNegative
-from fedrounds.core.models.family import Family, Task, squared_errors
+from fedrounds.core.frozen import NonNegative
+from fedrounds.core.models import glm
+from fedrounds.core.models.family import Family, Kind, Task, squared_errors
 from fedrounds.core.params import Array, Layout, Vector
 
+if TYPE_CHECKING:
+    from fedrounds.core.exact import Exact
+    from fedrounds.core.study import Study
 
-class Linear(Frozen):
+
+class Linear(Kind):
     """Least squares. `l2` here and below is the penalty l2/2 |theta|^2 beside the mean loss, intercepts free."""
 
     targets: ClassVar[tuple[str, ...]] = ("regression",)
+    algorithms: ClassVar[tuple[str, ...]] = ("averaging", "exact")
+    additive: ClassVar[bool] = True
+    clippable: ClassVar[bool] = True
+    paper: ClassVar[str] = "Hastie, Tibshirani and Friedman 2009, section 3.2"
     kind: Literal["linear"]
     intercept: bool = True
     l2: NonNegative = 0.0
@@ -23,6 +32,10 @@ class Linear(Frozen):
         """The functions of a model with so many columns, the ones left out."""
         del classes, task
         return linear(width, self.intercept)
+
+    def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
+        """Newton's method by sums."""
+        return glm.regression(glm.gaussian(), study, columns, family, self.l2)
 
 
 def linear(features: int, intercept: bool = True) -> Family:

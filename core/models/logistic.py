@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrounds.core.frozen import Frozen, NonNegative
-from fedrounds.core.models.family import Family, Task, binary_log_losses
+from fedrounds.core.frozen import NonNegative
+from fedrounds.core.models import glm
+from fedrounds.core.models.family import Family, Kind, Task, binary_log_losses
 from fedrounds.core.params import Array, Layout, Vector
 
+if TYPE_CHECKING:
+    from fedrounds.core.exact import Exact
+    from fedrounds.core.study import Study
 
-class Logistic(Frozen):
+
+class Logistic(Kind):
     """Logistic regression of yes or no."""
 
     targets: ClassVar[tuple[str, ...]] = ("binary",)
+    algorithms: ClassVar[tuple[str, ...]] = ("averaging", "exact")
+    additive: ClassVar[bool] = True
+    ratio: ClassVar[str] = "odds ratio"
+    clippable: ClassVar[bool] = True
+    paper: ClassVar[str] = "McCullagh and Nelder 1989, chapter 4"
     kind: Literal["logistic"]
     l2: NonNegative = 0.0
 
@@ -22,6 +32,10 @@ class Logistic(Frozen):
         """The functions of a model with so many columns, the ones left out."""
         del classes, task
         return logistic(width)
+
+    def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
+        """Newton's method by sums."""
+        return glm.regression(glm.binomial(), study, columns, family, self.l2)
 
 
 def logistic(features: int) -> Family:

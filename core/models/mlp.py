@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedrounds.core.frozen import Frozen, NonNegative
+from fedrounds.core.frozen import NonNegative
 from fedrounds.core.models.family import (
     Family,
+    Kind,
     Task,
     binary_log_losses,
     class_log_losses,
@@ -24,10 +25,12 @@ from fedrounds.core.params import Array, Layout, Vector
 Pairwise = Callable[[Array, Array], Array]  # (prediction, y) -> something of each row
 
 
-class Mlp(Frozen):
+class Mlp(Kind):
     """A neural network with one or two hidden layers of so many units."""
 
     targets: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
+    clippable: ClassVar[bool] = True
+    paper: ClassVar[str] = "Bishop 2006, section 5.3"
     kind: Literal["mlp"]
     hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(16,), min_length=1, max_length=2)
     l2: NonNegative = 0.0

@@ -6,15 +6,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrounds.core.frozen import Frozen, NonNegative
-from fedrounds.core.models.family import Family, Task, class_log_losses, class_residual, softmax
+from fedrounds.core.frozen import NonNegative
+from fedrounds.core.models.family import Family, Kind, Task, class_log_losses, class_residual, softmax
 from fedrounds.core.params import Array, Layout, Vector
 
 
-class Multinomial(Frozen):
+class Multinomial(Kind):
     """Logistic regression of one of several classes."""
 
     targets: ClassVar[tuple[str, ...]] = ("multiclass",)
+    clippable: ClassVar[bool] = True
+    paper: ClassVar[str] = "Bishop 2006, section 4.3.4"
     kind: Literal["multinomial"]
     l2: NonNegative = 0.0
 

@@ -79,6 +79,8 @@ def clipping(model: Model, layout: Layout, task: str, bound: float) -> Clipped:
             return _linear(softmax, class_residual, layout.shapes["intercept"][0], bound)
         case Mlp():
             return _network(layout, task, bound)
+        case _:
+            raise AssertionError(model.kind)  # a study that names such a model is refused
 
 
 def _shares(squared: Array, bound: float) -> Array:
