@@ -31,6 +31,7 @@ class Row:
         value, error: The estimate and its standard error.
         z, p: Wald's statistic, and its two-sided p-value by the normal law.
         low, high: The 95 % confidence interval.
+        scale: What a picture shows them per: a number's agreed standard deviation, 1 of a level.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     p: float
     low: float
     high: float
+    scale: float = 1.0
 
     @property
     def ratio(self) -> tuple[float, float, float]:
@@ -90,8 +92,10 @@ def regression(plan: Plan, state: RunState) -> Regression | None:
     values, errors = T @ state.theta[:free], np.sqrt(np.diag(T @ (dispersion * covariance) @ T.T))
     names = [*plan.columns, "intercept"][: len(values)]
     patients = int(facts["fit"][0]) if "fit" in facts else int(facts["rows"][0])
+    scales = [*(float(scale) for scale in state.statistics["scale"]), 1.0][: len(values)]
     rows = tuple(
-        _row(name, float(value), float(error)) for name, value, error in zip(names, values, errors, strict=True)
+        _row(name, float(value), float(error), scale)
+        for name, value, error, scale in zip(names, values, errors, scales, strict=True)
     )
     return Regression(model.kind, model.ratio, rows, patients, l2 > 0, **said)
 
@@ -107,10 +111,10 @@ def _undone(statistics: Statistics, free: int, intercept: bool) -> Array:
     return T
 
 
-def _row(name: str, value: float, error: float) -> Row:
+def _row(name: str, value: float, error: float, scale: float) -> Row:
     z = value / error if error > 0 else float("nan")
     reach = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * error
-    return Row(name, value, error, z, erfc(abs(z) / sqrt(2)), value - reach, value + reach)
+    return Row(name, value, error, z, erfc(abs(z) / sqrt(2)), value - reach, value + reach, scale)
 
 
 def _likelihood(kind: str, fit: dict[str, float], parameters: int) -> dict[str, float]:

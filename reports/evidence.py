@@ -12,6 +12,7 @@ from typing import Any
 
 from fedrounds.core.coefficients import Coefficients
 from fedrounds.core.evaluate import HEADLINE, LOSS
+from fedrounds.core.regression import Regression
 from fedrounds.core.study import Study
 
 Record = Mapping[str, Any]
@@ -34,11 +35,12 @@ class Evidence:
     operations: Mapping[str, Any] = field(default_factory=dict[str, Any])
     checkpoint: str = ""  # the audit log's signed head
     coefficients: Coefficients | None = None  # of the model of round `shown`
+    regression: Regression | None = None  # its table, where an exact fit made it
     software: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def with_coefficients(self, found: Coefficients | None) -> Evidence:
+    def with_coefficients(self, found: Coefficients | None, fitted: Regression | None = None) -> Evidence:
         """The same, with those of the model shown."""
-        return replace(self, coefficients=found)
+        return replace(self, coefficients=found, regression=fitted)
 
     @property
     def metric(self) -> str:

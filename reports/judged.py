@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedrounds.core.coefficients import Coefficient
-from fedrounds.reports import charts
+from fedrounds.reports import charts, forest
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import groups
 from fedrounds.reports.markup import Markup, table, tag
@@ -109,6 +109,8 @@ def coefficients(of: Evidence) -> Markup | None:
     """The model in the features' own units, or why there is no such thing."""
     if of.shown is None:
         return None
+    if of.regression is not None:
+        return forest.section(of.regression)
     if of.coefficients is None:
         hidden = listed([str(units) for units in getattr(of.study.model, "hidden", ())])
         return tag(

@@ -25,6 +25,7 @@ h1{font-size:1.9rem;line-height:1.2;margin:.1rem 0 .3rem}
 h2{font-size:1.3rem;line-height:1.3;margin:0 0 .8rem;padding-bottom:.25rem;border-bottom:1px solid var(--faint)}
 p{margin:.6rem 0;max-width:46rem}
 .kicker{text-transform:uppercase;letter-spacing:.08em;font-size:.8rem;color:var(--soft);margin:0}
+.reach{stroke:var(--accent);stroke-width:2}.point{fill:var(--accent)}
 .soft,figcaption,caption,footer{color:var(--soft)}
 .lead{font-size:1.12rem}
 a{color:var(--accent)}

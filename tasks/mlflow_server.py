@@ -87,6 +87,24 @@ class MlflowServer:
 # The child process.
 
 
+def make_store(file: Path, scratch: Path) -> None:
+    """Make MLflow's database if there is none: in `scratch` first, so that a process killed amid the migrations leaves no half of one."""
+    if file.exists():
+        return
+    from mlflow import MlflowClient
+
+    for left in (scratch, Path(f"{scratch}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{scratch}").search_experiments()
+    try:
+        os.link(scratch, file)
+        scratch.unlink()
+    except FileExistsError:  # another study of this workspace was quicker
+        scratch.unlink()
+    except OSError:  # a file system without links
+        scratch.replace(file)
+
+
 def main() -> None:
     """Serve on the inherited socket until the standard input ends: `SOCKET_FD`."""
     for stop in (signal.SIGINT, signal.SIGTERM):

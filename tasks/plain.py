@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 
@@ -24,10 +23,3 @@ def numbers(site: Mapping[str, Any]) -> dict[str, Any]:
         "bytes_out": site["bytes_out"],
         "bytes_in": site["bytes_in"],
     }
-
-
-def write_parameters(file: Path, parts: Mapping[str, Any]) -> None:
-    """The named parts of a model as an npz file."""
-    import numpy as np
-
-    np.savez(file, **parts)

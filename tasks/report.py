@@ -10,6 +10,7 @@ from pathlib import Path
 from fedrounds.core.coefficients import on_original_scale
 from fedrounds.core.errors import StateError
 from fedrounds.core.plan import build
+from fedrounds.core.regression import regression
 from fedrounds.ledger import Ledger
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.model_card import card
@@ -46,7 +47,8 @@ def evidence(ledger: Ledger) -> Evidence:
     if visit is None:
         return found
     state = ledger.state(visit.visit)
-    return found.with_coefficients(on_original_scale(build(study), state.theta, state.statistics))
+    plan = build(study)
+    return found.with_coefficients(on_original_scale(plan, state.theta, state.statistics), regression(plan, state))
 
 
 def write(ledger: Ledger, file: Path) -> Evidence:

@@ -7,7 +7,6 @@ Everything is looked up by its tags before it is made, and every point carries t
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,17 @@ from fedrounds.ledger import Entry, Ledger
 from fedrounds.reports.drift import drift_points
 from fedrounds.reports.summary import SHOWN, gate_words, model_note, note, round_note, study_note
 from fedrounds.reports.words import trained_on
+from fedrounds.tasks import model_artifacts
 from fedrounds.tasks.audit import log_tags
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
+from fedrounds.tasks.mlflow_server import make_store
 from fedrounds.tasks.model_folder import ModelFolder
-from fedrounds.tasks.plain import flat, numbers, write_parameters
+from fedrounds.tasks.plain import flat, numbers
 from fedrounds.tasks.repair import Mending
 from fedrounds.tasks.report import publish
 
+NOT_IN = ("excluded", "warned", "refused")  # sites that are not in a round as all others are
 JUDGED = ("metrics", "training", "masked")  # what a visit tells of a model, at a site; masked: that it took part
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
@@ -220,7 +222,7 @@ class Projection:
             "fedrounds.visit": str(entry.visit),
             "mlflow.note.content": round_note(record),
         }
-        told = {kind: record[kind] for kind in ("excluded", "warned", "refused")} | {"gate": gate_words(record)}
+        told = {kind: record[kind] for kind in NOT_IN} | {"gate": gate_words(record)}
         tags |= {f"fedrounds.{kind}": json.dumps(it, ensure_ascii=False)[:5000] for kind, it in told.items() if it}
         run = self.run(about, entry.started, **tags)
         sites = record["sites"].values()
@@ -270,9 +272,8 @@ class Projection:
         state = self.ledger.state(entry.visit)
         folder.mkdir(parents=True, exist_ok=True)
         self.template.write(state, run, folder / "model")
-        write_parameters(folder / "parameters.npz", self.plan.family.layout.split(state.theta))
-        verdicts = {kind: entry.record[kind] for kind in ("excluded", "refused", "warned")}
-        (folder / "verdicts.json").write_text(json.dumps(verdicts, indent=2))
+        model_artifacts.write(self.plan, state, folder)
+        (folder / "verdicts.json").write_text(json.dumps({kind: entry.record[kind] for kind in NOT_IN}, indent=2))
 
     def _sites(self, entry: Entry, when: int) -> None:
         sites: Mapping[str, Any] = entry.record["sites"]
@@ -324,24 +325,6 @@ class Projection:
         self.client.set_tag(run, "mlflow.note.content", note(self.study, self.ledger.visits(), table, standing, place))
 
 
-def _make_store(file: Path, scratch: Path) -> None:
-    """Make MLflow's database if there is none: in `scratch` first, so that a process killed amid the migrations leaves no half of one."""
-    if file.exists():
-        return
-    from mlflow import MlflowClient
-
-    for left in (scratch, Path(f"{scratch}-journal")):
-        left.unlink(missing_ok=True)
-    MlflowClient(f"sqlite:///{scratch}").search_experiments()
-    try:
-        os.link(scratch, file)
-        scratch.unlink()
-    except FileExistsError:  # another study of this workspace was quicker
-        scratch.unlink()
-    except OSError:  # a file system without links
-        scratch.replace(file)
-
-
 def _save(plan: Plan, model: Any, folder: Path) -> None:
     """Write a model as MLflow does."""
     from importlib.metadata import version
@@ -384,7 +367,7 @@ def _handle(request: dict[str, Any]) -> dict[str, Any]:
     if key not in _projections:
         mlruns, tracking = Path(request["mlruns"]), request.get("tracking")
         if tracking is None:
-            _make_store(mlruns / "mlflow.db", Path(request["own"]) / "mlflow.new")
+            make_store(mlruns / "mlflow.db", Path(request["own"]) / "mlflow.new")
         _projections[key] = Projection(Ledger.open(key if "://" in key else Path(key)), mlruns, tracking, repair)
     projection = _projections[key]
     written = projection.project()

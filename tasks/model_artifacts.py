@@ -1,0 +1,28 @@
+"""What lies beside a registered version: its parameters, and the regression table of an exact fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedrounds.core.plan import Plan
+from fedrounds.core.regression import regression
+from fedrounds.core.state import RunState
+
+
+def write(plan: Plan, state: RunState, folder: Path) -> None:
+    """Write parameters.npz and, of an exact fit of coefficients, regression.csv, .html and .svg."""
+    import numpy as np
+
+    from fedrounds.reports import forest
+
+    np.savez(folder / "parameters.npz", **plan.family.layout.split(state.theta))
+    found = regression(plan, state)
+    if found is None:
+        return
+    title = f"{plan.study.title or plan.study.name}: round {state.round}"
+    for kind, text in (
+        ("csv", forest.as_csv(found)),
+        ("html", forest.page(found, title)),
+        ("svg", forest.picture(found)),
+    ):
+        (folder / f"regression.{kind}").write_text(text, encoding="utf-8")
