@@ -128,6 +128,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return status(arguments.dir, arguments.state, arguments.json)
         case "promote" | "rollback":
             return _act(arguments)
+        case "models" | "strategies":
+            from fedrounds.cli.catalogue import catalogue
+
+            return catalogue(arguments.command, arguments.json)
         case "plan" | "report" | "repair" | "verify":
             return _told(arguments)
         case _:
@@ -210,6 +214,11 @@ def _parser() -> argparse.ArgumentParser:
         return made.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     command("init", "write a study that is ready to run: files with comments, four toy hospitals, a suite")
+    for word in ("models", "strategies"):
+        listed = commands.add_parser(
+            word, help=f"the {word} that a study may name", description=f"The {word} that a study may name."
+        )
+        listed.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     check = command("check", "validate everything without training")
     check.add_argument("--gate", action="store_true", help="run the sites' expectation suites too")
     plan = command("plan", "what the study will cost of its patients' privacy, and how loud the noise will be")

@@ -51,7 +51,7 @@ def sgd(rate: float) -> ServerStep:
 
 
 class Momentum(Frozen):
-    """FedAvgM (Hsu, Qi and Brown 2019)."""
+    """Momentum of the combined updates: FedAvgM (Hsu, Qi and Brown 2019)."""
 
     kind: Literal["momentum"]
     rate: Rate = 1.0
@@ -73,7 +73,7 @@ def momentum(rate: float, beta: float) -> ServerStep:
 
 
 class Adagrad(Frozen):
-    """FedAdagrad (Reddi et al. 2021, algorithm 2)."""
+    """Steps that shrink with the squares of all updates so far: FedAdagrad (Reddi et al. 2021, algorithm 2)."""
 
     kind: Literal["adagrad"]
     rate: Rate = 0.1
@@ -95,7 +95,7 @@ def adagrad(rate: float, tau: float) -> ServerStep:
 
 
 class Adam(Frozen):
-    """FedAdam (Reddi et al. 2021, algorithm 2)."""
+    """Steps by running means of updates and of their squares: FedAdam (Reddi et al. 2021, algorithm 2)."""
 
     kind: Literal["adam"]
     rate: Rate = 0.1
@@ -118,7 +118,7 @@ def adam(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
 
 
 class Yogi(Frozen):
-    """FedYogi (Reddi et al. 2021, algorithm 2)."""
+    """As adam, its squares moving by steps of bounded size: FedYogi (Reddi et al. 2021, algorithm 2)."""
 
     kind: Literal["yogi"]
     rate: Rate = 0.1

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Linear(Kind):
-    """Least squares. `l2` here and below is the penalty l2/2 |theta|^2 beside the mean loss, intercepts free."""
+    """Least squares.
+
+    `l2`, here and of every model, is the penalty l2/2 |theta|^2 beside the mean loss, intercepts free.
+    """
 
     targets: ClassVar[tuple[str, ...]] = ("regression",)
     algorithms: ClassVar[tuple[str, ...]] = ("averaging", "exact")
