@@ -1,6 +1,6 @@
 """Which grid each sum of a study travels by under masks, and what a site's update counts for: bounds from what is public alone.
 
-    counts, losses, scores       within 2^30 a site (2^44 where the target is a number: its squares are added up)
+    counts, losses, scores       within 2^30 a site (2^44 where the target is a number, or there is none: squares are added up)
     sums of a feature            within its range times 2^24 rows
     slopes, curvatures           within 2^30 a site
     an update times its share    within the study's clip; what is beyond is clipped and counted
@@ -42,7 +42,7 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
         champion: whether differences to a champion are among them.
     """
     assert study.masked is not None
-    wide = SQUARES if study.target.kind == "regression" else SUMS
+    wide = SQUARES if study.target.kind in ("regression", "none") else SUMS
     sizes = {**shapes, **({"paired": (3,)} if champion else {}), **({"weight": (1,)} if "delta" in shapes else {})}
     sizes |= {"worse": (SIZE,)} if champion and study.masked.margin is not None else {}
     if study.privacy.dp:

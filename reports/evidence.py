@@ -44,12 +44,12 @@ class Evidence:
 
     @property
     def metric(self) -> str:
-        """The study's headline metric: auc or r2."""
+        """The study's headline metric: auc, r2, or the explained share."""
         return HEADLINE[self.study.target.kind]
 
     @property
     def loss(self) -> str:
-        """The study's loss: log_loss or mse."""
+        """The study's loss: log_loss, mse, or a squared distance."""
         return LOSS[self.study.target.kind]
 
     @cached_property
