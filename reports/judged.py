@@ -13,6 +13,7 @@ from fedrounds.reports import charts, forest
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import groups
 from fedrounds.reports.markup import Markup, table, tag
+from fedrounds.reports.portrait import groups_of
 from fedrounds.reports.result import NAMES, figure, plain
 from fedrounds.reports.words import SMALLEST, count, listed, shown
 
@@ -111,6 +112,8 @@ def coefficients(of: Evidence) -> Markup | None:
         return None
     if of.regression is not None:
         return forest.section(of.regression)
+    if of.portrait is not None:
+        return groups_of(of.portrait, of.shown)
     if of.coefficients is None:
         return tag("p", _none(of))
     found, kind = of.coefficients, of.study.model.kind
