@@ -31,6 +31,7 @@ ROWS = 2.0**24  # of a site
 SUMS = 2.0**30
 SQUARES = 2.0**44
 EXACT = ("gradient", "hessian", "information")  # sums of an exact fit, of standardised columns
+MOMENTS = ("sum", "square", "product")  # the same, in a training round
 UNKNOWN = 2.0**17  # rows by which updates are scaled where no round 0 has counted them
 
 
@@ -51,7 +52,9 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
     for name, shape in sizes.items():
         if name == "delta":
             grids[name] = Grid(np.array(study.masked.clip), study.masked.bits, clip=True)
-        elif name in EXACT:  # their steps are fine, so that a fit keeps its digits
+        elif name in EXACT or (
+            ask == "train" and name in MOMENTS
+        ):  # their steps are fine, so that a fit keeps its digits
             grids[name] = Grid(np.full(prod(shape), SUMS))
         elif ask == "statistics" and name in ("sum", "square"):
             grids[name] = Grid(_of_features(study) if exchange == 0 else _of_columns(study, name))

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans as PooledKMeans
 from sklearn.decomposition import PCA
 from sklearn.naive_bayes import GaussianNB
 
-from fedrounds.core.errors import DataContractError, StudyError
+from fedrounds.core.errors import NoFit, StudyError
 from fedrounds.core.models.kmeans import KMeans, distances, kmeans, lloyd
 from fedrounds.core.models.naive_bayes import class_moments, naive_bayes
 from fedrounds.core.models.pca import covariance, pca
@@ -73,18 +73,16 @@ def test_naive_bayes_takes_a_site_of_one_class():
 
 def test_naive_bayes_names_a_class_that_nobody_has_or_too_few():
     X, y = patients()
-    with pytest.raises(DataContractError, match=r"found none of class 3 of 3"):
+    with pytest.raises(NoFit, match=r"found none of class 3 of 3"):
         fit_by_sums(class_moments(P, 3), X, y, SPLITS["two sites"](N))
     y[:9], y[9:] = 0.0, 1.0
-    with pytest.raises(
-        DataContractError, match=r"expected 10 training patients of every class .* found fewer of class 1"
-    ):
+    with pytest.raises(NoFit, match=r"expected 10 training patients of every class .* found fewer of class 1"):
         fit_by_sums(class_moments(P, 2, fewest=10), X, y, SPLITS["two sites"](N))
 
 
 def test_naive_bayes_refuses_columns_that_are_all_constant_to_their_last_digits():
     X, y = np.full((N, P + 1), 0.1), patients()[1]
-    with pytest.raises(DataContractError, match="every one constant"):
+    with pytest.raises(NoFit, match="every one constant"):
         fit_by_sums(class_moments(P, 2), X, y, SPLITS["four uneven sites"](N))
 
 
@@ -124,14 +122,14 @@ def test_k_means_stops_where_scikit_learn_would_after_few_steps():
 
 def test_k_means_says_when_its_steps_are_used_up():
     X, y = patients(classes=4)
-    with pytest.raises(DataContractError, match="move no more after 3 exchanges"):
+    with pytest.raises(NoFit, match="move no more after 3 exchanges"):
         fit_by_sums(lloyd(X[[3, 150, 250, 399], :P], 1e-10, exchanges=3), X, y, SPLITS["two sites"](N))
 
 
 def test_k_means_refuses_an_emptied_cluster_unless_it_may_stay():
     X, y = patients()
     starts = np.vstack([X[[3, 399], :P], np.full(P, 1e4)])
-    with pytest.raises(DataContractError, match="found none in cluster 3 of 3"):
+    with pytest.raises(NoFit, match="found none in cluster 3 of 3"):
         fit_by_sums(lloyd(starts), X, y, SPLITS["two sites"](N))
     solved, _ = fit_by_sums(lloyd(starts, 1e-10, emptied="stay"), X, y, SPLITS["two sites"](N))
     centers = kmeans(starts).layout.split(solved.theta)["center"]
@@ -147,9 +145,7 @@ def test_k_means_ends_with_no_cluster_of_too_few():
     starts = X[[0, 10, 399], :P]
     solved, _ = fit_by_sums(lloyd(starts), X, y, SPLITS["two sites"](N))
     assert solved.facts["groups"][0] == 1
-    with pytest.raises(
-        DataContractError, match=r"expected 10 training patients of every cluster .* found fewer of cluster 1"
-    ):
+    with pytest.raises(NoFit, match=r"expected 10 training patients of every cluster .* found fewer of cluster 1"):
         fit_by_sums(lloyd(starts, fewest=10), X, y, SPLITS["two sites"](N))
 
 
@@ -204,17 +200,17 @@ def test_the_largest_loading_of_a_component_is_positive():
 def test_components_that_the_rows_do_not_span_are_refused():
     X, y = patients(1e6)
     X[:, 1] = 2.0 * X[:, 0]
-    with pytest.raises(DataContractError, match="vary along 5 components, found that they do along 4"):
+    with pytest.raises(NoFit, match="vary along 5 components, found that they do along 4"):
         fit_by_sums(covariance(P, P), X, y, SPLITS["two sites"](N))
-    with pytest.raises(DataContractError, match="along 4 components, found that they do along 2"):
+    with pytest.raises(NoFit, match="along 4 components, found that they do along 2"):
         fit_by_sums(covariance(P, 4), X[:3], y[:3], [slice(0, 1), slice(1, 3)])
-    with pytest.raises(DataContractError, match="two training patients or more"):
+    with pytest.raises(NoFit, match="two training patients or more"):
         fit_by_sums(covariance(P, 1), X[:1], y[:1], [slice(0, 1)])
 
 
 def test_components_that_explain_the_same_are_refused():
     corners = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    with pytest.raises(DataContractError, match="found 1 and 2 alike"):
+    with pytest.raises(NoFit, match="found 1 and 2 alike"):
         fit_by_sums(covariance(2, 1), corners, np.zeros(4), [slice(0, 2), slice(2, 4)])
 
 

@@ -50,6 +50,11 @@ class Kind(Frozen):
         """How it is fitted by sums."""
         raise NotImplementedError
 
+    @property
+    def penalty(self) -> float:
+        """The L2 penalty beside the mean loss; 0 where there is none."""
+        return float(getattr(self, "l2", 0.0))
+
     def impossible(self, y: Array) -> str:
         """What targets (n,) it expects, where some of these are none; empty if all are."""
         del y

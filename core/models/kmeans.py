@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from fedrounds.core.algorithm import Payload, SiteState, Sums
-from fedrounds.core.errors import DataContractError, StudyError
+from fedrounds.core.errors import NoFit, StudyError
 from fedrounds.core.exact import Exact, Shapes, Solved
-from fedrounds.core.frozen import Finite, Frozen
-from fedrounds.core.models.family import Family
-from fedrounds.core.models.naive_bayes import require_groups
+from fedrounds.core.frozen import Finite
+from fedrounds.core.models.family import Family, Kind, Task
+from fedrounds.core.models.totals import require_groups, weights_of
 from fedrounds.core.params import Array, Layout, Vector
-from fedrounds.core.preprocess import Rows
+from fedrounds.core.strategy import Exact as Settings
+
+if TYPE_CHECKING:
+    from fedrounds.core.preprocess import Rows
+    from fedrounds.core.study import Study
 
 
-class KMeans(Frozen):
+class KMeans(Kind):
     """k-means clusters by Lloyd's steps from given starts.
 
     `starts`: a row for each cluster, a number for each column that the features become, in their order and as standardised (1.0 is one
@@ -35,6 +39,21 @@ class KMeans(Frozen):
     starts: tuple[tuple[Finite, ...], ...] = Field(min_length=1)
     emptied: Literal["refuse", "stay"] = "refuse"
     fewest: int = Field(default=10, ge=1)
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out. Raises StudyError where the starts have other ones."""
+        del classes, task
+        starts = np.array(self.starts, np.float64)
+        require_width(starts, width)
+        return kmeans(starts)
+
+    def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
+        """Lloyd's steps by sums."""
+        del columns, family
+        assert isinstance(study.algorithm, Settings)
+        settings = study.algorithm
+        starts = np.array(self.starts, np.float64)
+        return lloyd(starts, settings.tolerance, settings.exchanges, self.emptied, self.fewest)
 
     @model_validator(mode="after")
     def _alike(self) -> KMeans:
@@ -121,11 +140,11 @@ def lloyd(
         fewest: patients that every cluster must end with; an empty one that stays is none.
 
     Raises:
-        DataContractError: a cluster emptied, or ended with fewer patients than `fewest`; the centres still moved after all `exchanges`.
+        NoFit: a cluster emptied, or ended with fewer patients than `fewest`; the centres still moved after all `exchanges`.
     """
     clusters, features = _shape(starts)
     layout = kmeans(starts).layout
-    shape = {"groups": (clusters,), "sum": (clusters, features), "square": (clusters,)}
+    shape = {"groups": (clusters,), "rows": (clusters,), "sum": (clusters, features), "square": (clusters,)}
 
     def start(theta: Vector, facts: Mapping[str, Array]) -> Mapping[str, Array]:
         del theta, facts
@@ -134,31 +153,36 @@ def lloyd(
     def sums(asked: Payload, memory: SiteState, rows: Rows) -> tuple[SiteState, Sums]:
         center = asked["center"]
         square = distances(rows.X, center)
-        nearest = square.argmin(1)
+        nearest, weight = square.argmin(1), weights_of(rows)
         total = np.zeros((clusters, features))
         for k in range(clusters):
-            total[k] = (rows.X[nearest == k, :features] - center[k]).sum(0)
+            total[k] = weight[nearest == k] @ (rows.X[nearest == k, :features] - center[k])
         return memory, {
             "groups": np.bincount(nearest, minlength=clusters).astype(np.float64),
             "sum": total,
-            "square": np.bincount(nearest, square.min(1), clusters).astype(np.float64),
+            "rows": np.bincount(nearest, weight, clusters).astype(np.float64),
+            "square": np.bincount(nearest, weight * square.min(1), clusters).astype(np.float64),
         }
 
     def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
-        center, n = work["center"], totals["groups"]
+        center, n = work["center"], totals["rows"]
         step = 1.0 + float(work["step"][0]) if "step" in work else 1.0
         _require_filled(n, emptied)
-        shift = totals["sum"] / np.maximum(n, 1.0)[:, None]
+        shift = totals["sum"] / np.where(n > 0, n, 1.0)[:, None]
         mean = n @ (center + shift) / n.sum()
         if "settled" in work:
-            require_groups(n[n > 0], fewest, "cluster")
-            facts = {"rows": np.array([n.sum()]), "groups": n, "inertia": np.array([totals["square"].sum()])}
+            require_groups(np.where(n > 0, totals["groups"], np.inf), fewest, "cluster")
+            facts = {
+                "rows": np.array([n.sum()]),
+                "groups": totals["groups"],
+                "inertia": np.array([totals["square"].sum()]),
+            }
             return Solved(layout.join({"center": center, "mean": mean}), {}, True, facts)
         off = center - mean  # Σ(x - mean)² from Σ(x - center): what each centre is off the mean
         spread = totals["square"].sum() + 2.0 * (off * totals["sum"]).sum() + float(n @ (off * off).sum(1))
         settled = float((shift * shift).sum()) <= tolerance * spread / (n.sum() * features)
         if not settled and step >= exchanges:
-            raise DataContractError(
+            raise NoFit(
                 f"expected centres that move no more after {exchanges} exchanges, found that they still do:"
                 " allow more `exchanges` or a larger `tolerance` in study.toml"
             )
@@ -185,7 +209,7 @@ def _shape(starts: Array) -> tuple[int, int]:
 def _require_filled(counts: Vector, emptied: str) -> None:
     empty = np.flatnonzero(counts == 0)
     if empty.size and (emptied == "refuse" or empty.size == len(counts)):
-        raise DataContractError(
+        raise NoFit(
             f"expected patients in every cluster, found none in cluster {empty[0] + 1} of {len(counts)}, as study.toml has their starts in order:"
             ' start it nearer to the data, ask for fewer clusters, or say `emptied = "stay"`'
         )

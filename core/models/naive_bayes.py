@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from fedrounds.core.algorithm import Payload, SiteState, Sums
-from fedrounds.core.errors import DataContractError
+from fedrounds.core.errors import NoFit
 from fedrounds.core.exact import Exact, Shapes, Solved
-from fedrounds.core.frozen import Frozen, Rate
-from fedrounds.core.models.family import Family, binary_log_losses, class_log_losses, softmax
+from fedrounds.core.frozen import Rate
+from fedrounds.core.models.family import Family, Kind, Task, binary_log_losses, class_log_losses, softmax
+from fedrounds.core.models.totals import require_groups, weights_of
 from fedrounds.core.params import Array, Layout, Vector
-from fedrounds.core.preprocess import Rows
+
+if TYPE_CHECKING:
+    from fedrounds.core.preprocess import Rows
+    from fedrounds.core.study import Study
 
 
-class NaiveBayes(Frozen):
+class NaiveBayes(Kind):
     """Gaussian naive Bayes of one of two or several classes.
 
     `var_smoothing`: the share of the largest variance of all columns that is added to every variance, as scikit-learn has it.
@@ -30,6 +34,16 @@ class NaiveBayes(Frozen):
     kind: Literal["naive_bayes"]
     var_smoothing: Rate = 1e-9
     fewest: int = Field(default=10, ge=1)
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out."""
+        del task
+        return naive_bayes(width, classes)
+
+    def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
+        """Moments by sums."""
+        del study
+        return class_moments(len(columns), family.layout.shapes["rows"][0], self.var_smoothing, self.fewest)
 
 
 def naive_bayes(features: int, classes: int) -> Family:
@@ -105,7 +119,7 @@ def class_moments(features: int, classes: int, var_smoothing: float = 1e-9, fewe
         fewest: Patients that every class must have.
 
     Raises:
-        DataContractError: a class has fewer patients than `fewest`, or no column varies at all.
+        NoFit: a class has fewer patients than `fewest`, or no column varies at all.
     """
     layout = naive_bayes(features, classes).layout
     wide = (classes, features)
@@ -117,16 +131,20 @@ def class_moments(features: int, classes: int, var_smoothing: float = 1e-9, fewe
     def sums(asked: Payload, memory: SiteState, rows: Rows) -> tuple[SiteState, Sums]:
         about = asked.get("about", np.zeros(wide))
         total, square = np.zeros(wide), np.zeros(wide)
-        of_class = rows.y.astype(np.intp)
+        of_class, weight = rows.y.astype(np.intp), weights_of(rows)
         for k in range(classes):
             distance = rows.X[of_class == k, :features] - about[k]
-            total[k], square[k] = distance.sum(0), (distance * distance).sum(0)
-        found: dict[str, Array] = {"groups": np.bincount(of_class, minlength=classes).astype(np.float64), "sum": total}
+            total[k], square[k] = weight[of_class == k] @ distance, weight[of_class == k] @ (distance * distance)
+        found: dict[str, Array] = {
+            "groups": np.bincount(of_class, minlength=classes).astype(np.float64),
+            "rows": np.bincount(of_class, weight, classes).astype(np.float64),
+            "sum": total,
+        }
         return memory, found | ({"square": square} if "about" in asked else {})
 
     def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
-        n = totals["groups"]
-        require_groups(n, fewest, "class")
+        require_groups(totals["groups"], fewest, "class")
+        n = totals["rows"]
         shift = totals["sum"] / n[:, None]
         if "about" not in work:
             return Solved(np.zeros(layout.size), {"about": shift}, False)
@@ -135,7 +153,7 @@ def class_moments(features: int, classes: int, var_smoothing: float = 1e-9, fewe
         overall = (share * mean).sum(0)
         variance = (share * (within + (mean - overall) ** 2)).sum(0)
         if not (variance > (1e-14 * overall) ** 2).any():  # to the last digits, all are constant
-            raise DataContractError(
+            raise NoFit(
                 "expected a feature that varies, found every one constant over all sites: naive Bayes has nothing to tell classes apart by"
             )
         smoothing = var_smoothing * float(variance.max())
@@ -145,25 +163,9 @@ def class_moments(features: int, classes: int, var_smoothing: float = 1e-9, fewe
         return Solved(theta, {}, True, {"rows": np.array([n.sum()])})
 
     def shapes(exchange: int) -> Shapes:
-        return {"groups": (classes,), "sum": wide, **({"square": wide} if exchange else {})}
+        return {"groups": (classes,), "rows": (classes,), "sum": wide, **({"square": wide} if exchange else {})}
 
     def takes(exchange: int) -> Shapes:
         return {"about": wide} if exchange else {}
 
     return Exact(start, sums, solve, shapes, takes)
-
-
-def require_groups(counts: Vector, fewest: int, what: str) -> None:
-    """Raise DataContractError unless every group has `fewest` patients over all sites, at least one.
-
-    Args:
-        counts: (groups,) patients of each.
-        what: what a group is called, in the message.
-    """
-    few = np.flatnonzero(counts < max(fewest, 1))
-    if few.size:
-        found = "none" if counts[few[0]] == 0 else "fewer"
-        raise DataContractError(
-            f"expected {max(fewest, 1)} training patients of every {what} at the sites that took part, found {found} of {what}"
-            f" {few[0] + 1} of {len(counts)}, as study.toml has them in order: merge or leave out the {what}, or change `fewest`"
-        )

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fedrounds.core.frozen import Frozen, NonNegative
-from fedrounds.core.models.family import Family, class_log_losses
+from fedrounds.core.algorithm import Sums
+from fedrounds.core.exact import Exact, Solved
+from fedrounds.core.frozen import NonNegative
+from fedrounds.core.models.family import Family, Kind, Task, class_log_losses
+from fedrounds.core.models.totals import likely, require_groups, weights_of
+from fedrounds.core.newton import newton
 from fedrounds.core.params import Array, Layout, Vector
+from fedrounds.core.strategy import Exact as Settings
+
+if TYPE_CHECKING:
+    from fedrounds.core.preprocess import Rows
+    from fedrounds.core.study import Study
 
 
-class Ordinal(Frozen):
+class Ordinal(Kind):
     """Proportional-odds logistic regression of classes that are in order, the least first."""
 
     targets: ClassVar[tuple[str, ...]] = ("multiclass",)
     algorithms: ClassVar[tuple[str, ...]] = ("exact",)
     paper: ClassVar[str] = "McCullagh (1980), Regression models for ordinal data"
+    ratio: ClassVar[str] = "odds ratio"
     kind: Literal["ordinal"]
     l2: NonNegative = 0.0
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out."""
+        del task
+        return ordinal(width, classes)
+
+    def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
+        """Newton's method by sums."""
+        assert isinstance(study.algorithm, Settings)
+        return proportional_odds(columns, family.layout.shapes["threshold"][0] + 1, study.algorithm, self.l2)
 
 
 def ordinal(features: int, classes: int) -> Family:
@@ -32,7 +53,7 @@ def ordinal(features: int, classes: int) -> Family:
         classes: Number of classes k, in order, two or more.
 
     Returns:
-        A family with theta: coef (p,), threshold (k - 1,), which increase. It has no gradient: it is fitted by `ordinal_likelihood`.
+        A family with theta: coef (p,), threshold (k - 1,), which increase. It has no gradient: it is fitted by `proportional_odds`.
     """
     from scipy.special import expit
 
@@ -78,7 +99,54 @@ def starting_thresholds(features: int, classes: int) -> Vector:
     return np.concatenate([np.zeros(features), np.log(share / (1.0 - share))])
 
 
-def ordinal_likelihood(theta: Vector, X: Array, y: Array, features: int, classes: int) -> tuple[float, Vector, Array]:
+def proportional_odds(columns: tuple[str, ...], classes: int, settings: Settings, l2: float = 0.0) -> Exact:
+    """The maximum-likelihood fit by Newton's method over sums.
+
+    A step after which the thresholds would not increase is halved before it is sent: there is no likelihood there.
+
+    Args:
+        columns: Names of the p columns, without the ones.
+        classes: Number of classes k, in order.
+        settings: The tolerance, and the most exchanges.
+        l2: The penalty on the coefficients; thresholds are free.
+
+    Raises:
+        NoFit: a class has no patient at any site, or as `newton` says.
+    """
+    features = len(columns)
+    family = ordinal(features, classes)
+    names = (*columns, *(f"the threshold above class {j + 1}" for j in range(classes - 1)))
+
+    def evaluate(theta: Vector, rows: Rows) -> Mapping[str, Array]:
+        weight = weights_of(rows)
+        value, gradient, information = ordinal_likelihood(theta, rows.X, rows.y, features, classes, weight)
+        return {
+            "rows": np.array([weight.sum()]),
+            "loss": np.array([-value]),
+            "gradient": -gradient,
+            "hessian": information,
+            "classes": np.bincount(rows.y.astype(np.intp), minlength=classes).astype(np.float64),
+        }
+
+    rule = newton(evaluate, names, settings, l2, family.penalised, more={"classes": (classes,)})
+
+    def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
+        require_groups(totals["classes"], 1, "class")
+        solved = rule.solve(work, totals)
+        if solved.done:
+            return likely(solved, totals)
+        step, at = solved.work["step"], solved.work["at"]
+        while not (np.diff(at[features:]) > 0).all():
+            step = step / 2
+            at = solved.work["from"] + step
+        return solved._replace(work={**solved.work, "step": step, "at": at})
+
+    return rule._replace(solve=solve)
+
+
+def ordinal_likelihood(
+    theta: Vector, X: Array, y: Array, features: int, classes: int, weight: Array | None = None
+) -> tuple[float, Vector, Array]:
     """Log-likelihood, its gradient (q,) and the observed information (q, q) of q = p + k - 1 parameters; sums over rows.
 
     With b the upper and a the lower threshold of a row's class, less xβ: σ(b) - σ(a) = σ(b) σ(-a) (1 - exp(a - b)), whose logarithm is
@@ -90,6 +158,7 @@ def ordinal_likelihood(theta: Vector, X: Array, y: Array, features: int, classes
         theta: coef (p,), then thresholds (k - 1,).
         X: (n, p) or wider; the columns after the p-th are not looked at.
         y: (n,) class indices.
+        weight: (n,) how often a row counts; once by default.
 
     Returns:
         -inf as the likelihood where the thresholds do not increase; then the gradient and the information are zeros.
@@ -105,11 +174,11 @@ def ordinal_likelihood(theta: Vector, X: Array, y: Array, features: int, classes
     score = x @ theta[:features]
     upper = np.append(cuts, np.inf)[of] - score
     lower = np.insert(cuts, 0, -np.inf)[of] - score
-    by_upper, by_lower = expit(-upper), expit(lower)  # slopes of log σ(b) and of -log σ(-a)
+    weight = np.ones(len(y)) if weight is None else weight
+    by_upper, by_lower = weight * expit(-upper), weight * expit(lower)  # slopes of log σ(b) and of -log σ(-a)
     bend_upper, bend_lower = by_upper * expit(upper), by_lower * expit(-lower)
-    rows = np.bincount(of, minlength=classes).astype(np.float64)
-    inner = rows[1:-1]  # classes with a threshold on either side
-    value = log_expit(upper).sum() + log_expit(-lower).sum() + inner @ np.log(-np.expm1(-gaps))
+    inner = np.bincount(of, weight, classes)[1:-1]  # classes with a threshold on either side
+    value = weight @ (log_expit(upper) + log_expit(-lower)) + inner @ np.log(-np.expm1(-gaps))
     pull, bend = 1.0 / np.expm1(gaps), 0.25 / np.sinh(gaps / 2.0) ** 2
 
     place = np.eye(classes)[of]  # (n, k); threshold j is the upper one of class j and the lower one of class j + 1

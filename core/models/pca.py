@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from fedrounds.core.algorithm import Payload, SiteState, Sums
-from fedrounds.core.errors import DataContractError, StudyError
+from fedrounds.core.errors import NoFit, StudyError
 from fedrounds.core.exact import Exact, Shapes, Solved
-from fedrounds.core.frozen import Frozen
-from fedrounds.core.models.family import Family
+from fedrounds.core.models.family import Family, Kind, Task
+from fedrounds.core.models.totals import weights_of
 from fedrounds.core.params import Array, Layout, Vector
-from fedrounds.core.preprocess import Rows
+
+if TYPE_CHECKING:
+    from fedrounds.core.preprocess import Rows
+    from fedrounds.core.study import Study
 
 ALIKE = 1e-11  # variances nearer to each other than this share of the largest leave their directions open
 
 
-class Pca(Frozen):
+class Pca(Kind):
     """Principal component analysis: so many `components` of the encoded columns."""
 
     targets: ClassVar[tuple[str, ...]] = ("none",)
@@ -27,6 +30,16 @@ class Pca(Frozen):
     paper: ClassVar[str] = "Hotelling (1933); Hastie, Tibshirani and Friedman (2009), section 14.5.1"
     kind: Literal["pca"]
     components: int = Field(default=2, ge=1)
+
+    def family(self, width: int, classes: int, task: Task) -> Family:
+        """The functions of a model with so many columns, the ones left out. Raises StudyError where there are fewer."""
+        del classes, task
+        return pca(width, self.components)
+
+    def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
+        """The covariance by sums."""
+        del study, family
+        return covariance(len(columns), self.components)
 
 
 def pca(features: int, components: int) -> Family:
@@ -117,7 +130,7 @@ def covariance(features: int, components: int) -> Exact:
         components: Number of components c.
 
     Raises:
-        DataContractError: the rows do not span so many components, or two of them explain the same, so that no direction is theirs.
+        NoFit: the rows do not span so many components, or two of them explain the same, so that no direction is theirs.
     """
     layout = pca(features, components).layout
 
@@ -127,15 +140,14 @@ def covariance(features: int, components: int) -> Exact:
 
     def sums(asked: Payload, memory: SiteState, rows: Rows) -> tuple[SiteState, Sums]:
         apart = rows.X[:, :features] - asked.get("about", np.zeros(features))
-        found: dict[str, Array] = {"rows": np.array([float(len(apart))]), "sum": apart.sum(0)}
-        return memory, found | ({"product": apart.T @ apart} if "about" in asked else {})
+        weight = weights_of(rows)
+        found: dict[str, Array] = {"rows": np.array([weight.sum()]), "sum": weight @ apart}
+        return memory, found | ({"product": (apart * weight[:, None]).T @ apart} if "about" in asked else {})
 
     def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
         n = float(totals["rows"][0])
         if n < 2:
-            raise DataContractError(
-                "expected two training patients or more over all sites, found fewer: they vary by nothing"
-            )
+            raise NoFit("expected two training patients or more over all sites, found fewer: they vary by nothing")
         shift = totals["sum"] / n
         if "about" not in work:
             return Solved(np.zeros(layout.size), {"about": shift}, False)
@@ -167,7 +179,7 @@ def covariance(features: int, components: int) -> Exact:
 
 
 def _require_apart(values: Vector, components: int, rounding: float) -> None:
-    """Raise DataContractError unless the leading variances differ from each other, from the next and from zero.
+    """Raise NoFit unless the leading variances differ from each other, from the next and from zero.
 
     Args:
         values: (p,) variances, the largest first.
@@ -176,12 +188,12 @@ def _require_apart(values: Vector, components: int, rounding: float) -> None:
     open_ = max(ALIKE * float(values[0]), rounding * rounding)
     rank = int((values > open_).sum())
     if rank < components:
-        raise DataContractError(
+        raise NoFit(
             f"expected rows that vary along {components} components, found that they do along {rank}: lower `components`"
         )
     for i, gap in enumerate(-np.diff(values[: components + 1])):
         if gap <= open_:
-            raise DataContractError(
+            raise NoFit(
                 f"expected components that explain different shares, found {i + 1} and {i + 2} alike, so that any direction between them would"
                 " do: ask for another number of `components`, or leave out features"
             )
