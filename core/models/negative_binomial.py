@@ -147,11 +147,11 @@ def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float
 
     def _kept_positive(work: Mapping[str, Array], totals: Sums) -> Mapping[str, Array]:
         """A step that takes alpha to a tenth of what it was, and the coefficients to where they are best beside that."""
-        at, less, rows = work["from"], -0.9 * work["from"][-1], totals["rows"][0]
+        at, less, rows = work["from"], -0.9 * float(work["from"][-1]), float(totals["rows"][0])
         hessian, penalty = totals["hessian"], rows * l2 * family.penalised[:-1]
         slope = totals["gradient"][:-1] + penalty * at[:-1] + hessian[:-1, -1] * less
-        others: Vector = -np.linalg.solve(hessian[:-1, :-1] + np.diag(penalty), slope)
-        step = np.concatenate([others, [less]])
+        step: Vector = np.full(len(at), less)
+        step[:-1] = -np.linalg.solve(hessian[:-1, :-1] + np.diag(penalty), slope)
         return {"step": step, "at": at + step}
 
     return rule._replace(solve=solve)
