@@ -32,7 +32,7 @@ class Row:
         value, error: The estimate and its standard error.
         z, p: Wald's statistic, and its two-sided p-value by the normal law.
         low, high: The 95 % confidence interval.
-        scale: What a picture shows them per: a number's agreed standard deviation, 1 of a level.
+        scale: What a picture shows them per: a number's agreed standard deviation, 1 of a level; 0 of what stands in no picture.
     """
 
     name: str
@@ -80,12 +80,11 @@ def regression(plan: Plan, state: RunState) -> Regression | None:
     if "coef" not in layout.shapes or not {"hessian", "information"} & set(facts):
         return None
     free = sum(shape[0] for name, shape in layout.shapes.items() if name in TOLD)
-    fitted = sum(
-        shape[0] for name, shape in layout.shapes.items() if name != "offset"
-    )  # what else there is counts in the errors
+    others = sum(shape[0] for name, shape in layout.shapes.items() if name != "offset")  # they count in the errors
     information = facts.get("information", facts.get("hessian"))
     assert information is not None
-    information = information[:fitted, :fitted]
+    information = information[:others, :others]
+    fitted = len(information)
     model = plan.study.model
     l2 = float(getattr(model, "l2", 0.0))
     bread = np.linalg.inv(information + l2 * float(facts["rows"][0]) * np.diag(plan.family.penalised[:fitted]))
@@ -101,8 +100,8 @@ def regression(plan: Plan, state: RunState) -> Regression | None:
     values, errors = T @ state.theta[:free], np.sqrt(np.diag(T @ (dispersion * covariance) @ T.T))
     cuts = layout.shapes.get("threshold", (0,))[0]
     names = [*plan.columns, *([f"threshold {j + 1}" for j in range(cuts)] or ["intercept"])][:free]
-    patients = int(facts["fit"][0]) if "fit" in facts else int(facts["rows"][0])
-    scales = [*(float(scale) for scale in state.statistics["scale"]), 1.0][: len(values)]
+    patients = int(facts["fit"][0]) if "fit" in facts else int(facts.get("patients", facts["rows"])[0])
+    scales = [*(float(scale) for scale in state.statistics["scale"]), *([0.0] * free)][: len(values)]
     rows = tuple(
         _row(name, float(value), float(error), scale)
         for name, value, error, scale in zip(names, values, errors, scales, strict=True)

@@ -116,6 +116,7 @@ def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float
             "loss": np.array([-value]),
             "gradient": -gradient,
             "hessian": information,
+            "patients": np.array([float(len(y))]),
             "counts": np.array([weight @ y, weight @ (y * y)]),
         }
 
@@ -126,7 +127,7 @@ def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float
         alpha = max((square - mean * mean - mean) / (mean * mean), 0.01 / mean)
         return np.concatenate([np.zeros(len(columns)), [np.log(mean), alpha]])
 
-    rule = newton(evaluate, names, settings, l2, family.penalised, more={"counts": (2,)}, begin=begin)
+    rule = newton(evaluate, names, settings, l2, family.penalised, more={"counts": (2,), "patients": (1,)}, begin=begin)
 
     def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
         mean, alpha = float(totals["counts"][0] / totals["rows"][0]), float(work["at"][-1])

@@ -125,10 +125,11 @@ def proportional_odds(columns: tuple[str, ...], classes: int, settings: Settings
             "loss": np.array([-value]),
             "gradient": -gradient,
             "hessian": information,
+            "patients": np.array([float(len(rows.y))]),
             "classes": np.bincount(rows.y.astype(np.intp), minlength=classes).astype(np.float64),
         }
 
-    rule = newton(evaluate, names, settings, l2, family.penalised, more={"classes": (classes,)})
+    rule = newton(evaluate, names, settings, l2, family.penalised, more={"classes": (classes,), "patients": (1,)})
 
     def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
         require_groups(totals["classes"], 1, "class")
