@@ -154,9 +154,9 @@ def _standing(folder: Folder, standing: Standing, acts: Sequence[Act]) -> list[s
 def _drawn(folder: Folder, table: list[Any]) -> Table:
     from rich.table import Table
 
-    from fedrounds.reports.summary import headline
+    from fedrounds.reports.summary import headline, title
 
-    metric = {"auc": "AUC", "r2": "R²"}[headline(folder.study)]
+    metric = title(headline(folder.study))
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     drawn.add_column("site", overflow="fold")
     drawn.add_column("patients", justify="right", no_wrap=True)

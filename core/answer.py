@@ -167,7 +167,13 @@ def _answered(
             after, sums = plan.algorithms[request.ask].answer(asked, state, data, rng)
         if all(np.isfinite(array).all() for array in sums.values()):
             try:
-                thinned = withhold(sums, policy.minimum_patients, policy.local_metrics, fine=not policy.merge_scores)
+                thinned = withhold(
+                    sums,
+                    policy.minimum_patients,
+                    policy.local_metrics,
+                    fine=not policy.merge_scores,
+                    alone=plan.study.masked is None,
+                )
                 noised = only_noised(plan.study, request.ask, thinned)
                 sums = written(noised, plan.study.protocol.codec, request, rng)
                 state = after

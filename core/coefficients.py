@@ -70,7 +70,8 @@ def on_original_scale(plan: Plan, theta: Vector, statistics: Statistics) -> Coef
     intercept = -(statistics["center"] @ values)
     if "intercept" in parts:
         intercept = intercept + parts["intercept"]
-    classes = tuple(canonical(label) for label in getattr(plan.study.target, "classes", ())) or ("",)
+    labels = tuple(canonical(label) for label in getattr(plan.study.target, "classes", ()))
+    classes = labels if values.shape[1] > 1 else ("",)
     return Coefficients(
         classes,
         _floats(intercept),

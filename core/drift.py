@@ -154,7 +154,7 @@ def values(study: Study, found: Mapping[str, Any]) -> dict[str, float]:
 def _watched(study: Study, limits: Drift) -> dict[str, str]:
     """Array of a profile -> column, of those that the study wants watched."""
     names = names_of(study)
-    label = {LABEL: names.pop(LABEL)} if limits.label else {}
+    label = {LABEL: names.pop(LABEL)} if limits.label and LABEL in names else {}
     return {
         name: column
         for name, column in names.items()

@@ -17,27 +17,30 @@ from fedrounds.core.params import Array
 
 SUMS = 4  # length of the vector of sums
 PAIRED = 3  # and of that of two models compared
-LOSS = {"regression": "mse", "binary": "log_loss", "multiclass": "log_loss"}
-HEADLINE = {"regression": "r2", "binary": "auc", "multiclass": "auc"}
+LOSS = {"regression": "mse", "binary": "log_loss", "multiclass": "log_loss", "none": "distance"}
+HEADLINE = {"regression": "r2", "binary": "auc", "multiclass": "auc", "none": "explained"}
 
 
 def histogram_shape(task: Task, classes: int, bins: int) -> tuple[int, ...]:
-    """(one-against-rest problems, outcome 0 or 1, bins); no problem at all for regression."""
-    return ({"regression": 0, "binary": 1, "multiclass": classes}[task], 2, bins)
+    """(one-against-rest problems, outcome 0 or 1, bins); no problem at all for regression, or where there is nothing to predict."""
+    return ({"binary": 1, "multiclass": classes}.get(task, 0), 2, bins)
 
 
 def score(task: Task, prediction: Array, losses: Array, y: Array, bins: int) -> tuple[Array, Array]:
     """Sums (4,) and histogram of one site's validation rows.
 
     Args:
-        prediction: (n,) means or probabilities of the positive class, or (n, classes) probabilities.
-        losses: (n,) squared errors or log-losses.
+        prediction: (n,) means or probabilities of the positive class, or (n, classes) probabilities; where there is nothing to predict
+            (n, 2): the squared distance to what the model says of a row, and to the mean.
+        losses: (n,) squared errors, log-losses or squared distances.
         y: (n,) values, 0/1, or class indices.
         bins: equal bins over [0, 1].
     """
     n = float(len(y))
     if task == "regression":
         return np.array([n, losses.sum(), y.sum(), y @ y]), np.zeros(histogram_shape(task, 0, bins))
+    if task == "none":
+        return np.array([n, losses.sum(), prediction[:, 1].sum(), 0.0]), np.zeros(histogram_shape(task, 0, bins))
     if task == "binary":
         miss = prediction - y
         correct = np.count_nonzero((prediction > 0.5) == (y > 0.5))
@@ -73,6 +76,7 @@ def metrics(task: Task, sums: Array, histogram: Array) -> dict[str, float]:
 
     Returns:
         regression: mse, rmse, r2. Classes: log_loss, brier, accuracy, and auc with auc_error (mean over classes, one against rest).
+        Nothing to predict: distance (mean squared), explained (1 - its share of that to the mean).
     """
     n, loss, second, third = (float(value) for value in sums)
     if n == 0:
@@ -81,6 +85,8 @@ def metrics(task: Task, sums: Array, histogram: Array) -> dict[str, float]:
         spread = third - second * second / n
         fit = {"n": n, "mse": loss / n, "rmse": float(np.sqrt(loss / n))}
         return fit | ({"r2": 1 - loss / spread} if spread > 0 else {})
+    if task == "none":
+        return {"n": n, "distance": loss / n} | ({"explained": 1 - loss / second} if second > 0 else {})
     found = {"n": n, "log_loss": loss / n, "brier": second / n, "accuracy": third / n}
     areas = [area for area in map(auc, histogram) if area is not None]
     if len(areas) == len(histogram):

@@ -129,7 +129,7 @@ def _require_settled(hessian: Array, names: tuple[str, ...], at: Vector, turn: f
         )
     flat = diagonal <= 0
     if flat.any():
-        if turn:
+        if turn > 1:
             raise NoFit(_separated([names[int(np.argmax(np.abs(at[: len(diagonal)])))]]))
         raise NoFit(
             f"expected patients at some site for every column, found '{names[int(np.argmax(flat))]}' the same for all:"

@@ -122,7 +122,7 @@ def _noised(study: Study, dp: Private, family: Family, agreed: Mapping[str, tupl
 
 def _penalised(family: Family, study: Study) -> local.Gradient:
     """Gradient of mean loss + l2/2 |theta|^2, intercepts free. scikit-learn's C means l2 = 1 / (C n)."""
-    plain, l2 = family.gradient, study.model.l2
+    plain, l2 = family.gradient, study.model.penalty
     assert plain is not None
     if l2 == 0:
         return plain

@@ -24,6 +24,7 @@ from fedrounds.core.study import (
     Feature,
     Label,
     Multiclass,
+    NoTarget,
     Number,
     Regression,
     Study,
@@ -232,8 +233,10 @@ def _mapped(column: NDArray[Any], meaning: Callable[[str], float]) -> Array:
 
 
 def _target(table: Table, study: Study, site: str) -> Array:
-    """(n,) value, 0/1 or class index; NaN where the label is missing."""
+    """(n,) value, 0/1 or class index; NaN where the label is missing; zeros where there is nothing to predict."""
     target = study.target
+    if isinstance(target, NoTarget):
+        return np.zeros(table.rows)
     column = table.columns[target.column]
     missing = {canonical(code) for code in target.missing} | {""}
     match target:

@@ -25,7 +25,7 @@ from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Cohort, columns_of, standardised
 from fedrounds.core.privacy.disclosure import MERGED
 from fedrounds.core.state import RunState
-from fedrounds.core.study import Category, Multiclass, Regression, Study
+from fedrounds.core.study import Category, Multiclass, NoTarget, Regression, Study
 
 LABEL = "cells.label"
 DECILES = np.array([NormalDist().inv_cdf(step / 10) for step in range(1, 10)])
@@ -38,7 +38,8 @@ def profiling(study: Study) -> Algorithm:
     """Ask every site for its profile; the state does not change."""
     width = sum(len(columns_of(feature)) for feature in study.features)
     any_ends = edges(study, {"center": np.zeros(width), "scale": np.ones(width)})  # as many as there will be
-    cells = {_key(j): len(ends) + 2 for j, ends in enumerate(any_ends)} | {LABEL: _label_cells(study)}
+    cells = {_key(j): len(ends) + 2 for j, ends in enumerate(any_ends)}
+    cells |= {} if isinstance(study.target, NoTarget) else {LABEL: _label_cells(study)}
 
     def ask(state: RunState) -> Payload:
         return state.statistics
@@ -46,7 +47,7 @@ def profiling(study: Study) -> Algorithm:
     def answer(payload: Payload, memory: SiteState, data: Cohort, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         del rng
         training = ~data.valid
-        sums = {LABEL: _counts(_classes(data.y[training], study), cells[LABEL])}
+        sums = {LABEL: _counts(_classes(data.y[training], study), cells[LABEL])} if LABEL in cells else {}
         for j, ends in enumerate(edges(study, payload)):
             values = data.values[training, j]
             cell = np.where(np.isnan(values), len(ends) + 1, np.searchsorted(ends, values, side="right"))
@@ -68,8 +69,9 @@ def profiling(study: Study) -> Algorithm:
 
 
 def names_of(study: Study) -> dict[str, str]:
-    """Array of a profile -> the column that it is about, the label's last."""
-    return {_key(j): feature.name for j, feature in enumerate(study.features)} | {LABEL: study.target.column}
+    """Array of a profile -> the column that it is about, the label's last where there is one."""
+    label = {} if isinstance(study.target, NoTarget) else {LABEL: study.target.column}
+    return {_key(j): feature.name for j, feature in enumerate(study.features)} | label
 
 
 def edges(study: Study, statistics: Mapping[str, Array]) -> list[Vector]:

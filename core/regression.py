@@ -20,6 +20,7 @@ from fedrounds.core.preprocess import Statistics
 from fedrounds.core.state import RunState
 
 CONFIDENCE = 0.95
+TOLD = ("coef", "intercept", "threshold")
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class Row:
     """One coefficient, in the dictionary's units.
 
     Attributes:
-        name: Of the column, or `intercept`.
+        name: Of the column, or `intercept`, or `threshold 1` (between the first class and the second), …
         value, error: The estimate and its standard error.
         z, p: Wald's statistic, and its two-sided p-value by the normal law.
         low, high: The 95 % confidence interval.
-        scale: What a picture shows them per: a number's agreed standard deviation, 1 of a level.
+        scale: What a picture shows them per: a number's agreed standard deviation, 1 of a level; 0 of what stands in no picture.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Regression:
     Attributes:
         model: Its kind.
         ratio: What exp(coefficient) is called; empty where it means nothing.
-        rows: The coefficients, the intercept last.
+        rows: The coefficients, the intercept or the thresholds last.
         patients: Training rows that the fit is to.
         penalised: Whether a ridge penalty has shrunk it.
         log_likelihood, aic, deviance, dispersion: Of the fit; None where its kind has none.
@@ -78,21 +79,29 @@ def regression(plan: Plan, state: RunState) -> Regression | None:
     facts, layout = state.memory, plan.family.layout
     if "coef" not in layout.shapes or not {"hessian", "information"} & set(facts):
         return None
-    free = sum(shape[0] for name, shape in layout.shapes.items() if name in ("coef", "intercept"))
+    free = sum(shape[0] for name, shape in layout.shapes.items() if name in TOLD)
+    others = sum(shape[0] for name, shape in layout.shapes.items() if name != "offset")  # they count in the errors
     information = facts.get("information", facts.get("hessian"))
     assert information is not None
-    information = information[:free, :free]
+    information = information[:others, :others]
+    fitted = len(information)
     model = plan.study.model
     l2 = float(getattr(model, "l2", 0.0))
-    bread = np.linalg.inv(information + l2 * float(facts["rows"][0]) * np.diag(plan.family.penalised[:free]))
-    covariance = bread @ information @ bread
-    said = _likelihood(model.kind, _named(facts["fit"]), free) if "fit" in facts else {}
+    bread = np.linalg.inv(information + l2 * float(facts["rows"][0]) * np.diag(plan.family.penalised[:fitted]))
+    covariance = (bread @ information @ bread)[:free, :free]
+    said: dict[str, float] = {}
+    if "fit" in facts:
+        said = _likelihood(model.kind, _named(facts["fit"]), free)
+    elif "log_likelihood" in facts:
+        value = float(facts["log_likelihood"][0])
+        said = {"log_likelihood": value, "aic": 2 * fitted - 2 * value}
     dispersion = said.get("dispersion") or 1.0
-    T = _undone(state.statistics, free, "intercept" in layout.shapes)
+    T = _undone(state.statistics, free, 1.0 if "threshold" in layout.shapes else -1.0)
     values, errors = T @ state.theta[:free], np.sqrt(np.diag(T @ (dispersion * covariance) @ T.T))
-    names = [*plan.columns, "intercept"][: len(values)]
-    patients = int(facts["fit"][0]) if "fit" in facts else int(facts["rows"][0])
-    scales = [*(float(scale) for scale in state.statistics["scale"]), 1.0][: len(values)]
+    cuts = layout.shapes.get("threshold", (0,))[0]
+    names = [*plan.columns, *([f"threshold {j + 1}" for j in range(cuts)] or ["intercept"])][:free]
+    patients = int(facts["fit"][0]) if "fit" in facts else int(facts.get("patients", facts["rows"])[0])
+    scales = [*(float(scale) for scale in state.statistics["scale"]), *([0.0] * free)][: len(values)]
     rows = tuple(
         _row(name, float(value), float(error), scale)
         for name, value, error, scale in zip(names, values, errors, scales, strict=True)
@@ -100,14 +109,17 @@ def regression(plan: Plan, state: RunState) -> Regression | None:
     return Regression(model.kind, model.ratio, rows, patients, l2 > 0, **said)
 
 
-def _undone(statistics: Statistics, free: int, intercept: bool) -> Array:
-    """T (p, p): standardised coefficients to those per unit; what centring leaves goes to the intercept."""
+def _undone(statistics: Statistics, free: int, sign: float) -> Array:
+    """T (p, p): standardised coefficients to those per unit; what centring leaves goes to the intercept.
+
+    Args:
+        sign: of what goes there: -1, or 1 to thresholds, from which the rest is subtracted.
+    """
     center, scale = statistics["center"], statistics["scale"]
     T = np.eye(free)
     width = len(scale)
     T[:width, :width] /= scale[:, None]
-    if intercept:
-        T[width, :width] = -center / scale
+    T[width:, :width] = sign * center / scale
     return T
 
 

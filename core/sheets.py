@@ -1,6 +1,6 @@
 """Which grid each sum of a study travels by under masks, and what a site's update counts for: bounds from what is public alone.
 
-    counts, losses, scores       within 2^30 a site (2^44 where the target is a number: its squares are added up)
+    counts, losses, scores       within 2^30 a site (2^44 where the target is a number, or there is none: squares are added up)
     sums of a feature            within its range times 2^24 rows
     slopes, curvatures           within 2^30 a site
     an update times its share    within the study's clip; what is beyond is clipped and counted
@@ -31,6 +31,7 @@ ROWS = 2.0**24  # of a site
 SUMS = 2.0**30
 SQUARES = 2.0**44
 EXACT = ("gradient", "hessian", "information")  # sums of an exact fit, of standardised columns
+MOMENTS = ("sum", "square", "product")  # the same, in a training round
 UNKNOWN = 2.0**17  # rows by which updates are scaled where no round 0 has counted them
 
 
@@ -42,7 +43,7 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
         champion: whether differences to a champion are among them.
     """
     assert study.masked is not None
-    wide = SQUARES if study.target.kind == "regression" else SUMS
+    wide = SQUARES if study.target.kind in ("regression", "none") else SUMS
     sizes = {**shapes, **({"paired": (3,)} if champion else {}), **({"weight": (1,)} if "delta" in shapes else {})}
     sizes |= {"worse": (SIZE,)} if champion and study.masked.margin is not None else {}
     if study.privacy.dp:
@@ -51,7 +52,9 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
     for name, shape in sizes.items():
         if name == "delta":
             grids[name] = Grid(np.array(study.masked.clip), study.masked.bits, clip=True)
-        elif name in EXACT:  # their steps are fine, so that a fit keeps its digits
+        elif name in EXACT or (
+            ask == "train" and name in MOMENTS
+        ):  # their steps are fine, so that a fit keeps its digits
             grids[name] = Grid(np.full(prod(shape), SUMS))
         elif ask == "statistics" and name in ("sum", "square"):
             grids[name] = Grid(_of_features(study) if exchange == 0 else _of_columns(study, name))

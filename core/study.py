@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from math import isfinite
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -126,7 +126,15 @@ class Multiclass(Frozen):
     missing: tuple[Label, ...] = ()
 
 
-Target = Annotated[Regression | Binary | Multiclass, Field(discriminator="kind")]
+class NoTarget(Frozen):
+    """Predict nothing: the features alone are described, by clusters or by principal components."""
+
+    kind: Literal["none"]
+    column: ClassVar[str] = ""
+    missing: ClassVar[tuple[Label, ...]] = ()
+
+
+Target = Annotated[Regression | Binary | Multiclass | NoTarget, Field(discriminator="kind")]
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

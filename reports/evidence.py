@@ -12,6 +12,7 @@ from typing import Any
 
 from fedrounds.core.coefficients import Coefficients
 from fedrounds.core.evaluate import HEADLINE, LOSS
+from fedrounds.core.portrait import Portrait
 from fedrounds.core.regression import Regression
 from fedrounds.core.study import Study
 
@@ -36,20 +37,23 @@ class Evidence:
     checkpoint: str = ""  # the audit log's signed head
     coefficients: Coefficients | None = None  # of the model of round `shown`
     regression: Regression | None = None  # its table, where an exact fit made it
+    portrait: Portrait | None = None  # of a model that has no coefficients but groups
     software: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def with_coefficients(self, found: Coefficients | None, fitted: Regression | None = None) -> Evidence:
+    def with_coefficients(
+        self, found: Coefficients | None, fitted: Regression | None = None, groups: Portrait | None = None
+    ) -> Evidence:
         """The same, with those of the model shown."""
-        return replace(self, coefficients=found, regression=fitted)
+        return replace(self, coefficients=found, regression=fitted, portrait=groups)
 
     @property
     def metric(self) -> str:
-        """The study's headline metric: auc or r2."""
+        """The study's headline metric: auc, r2, or the explained share."""
         return HEADLINE[self.study.target.kind]
 
     @property
     def loss(self) -> str:
-        """The study's loss: log_loss or mse."""
+        """The study's loss: log_loss, mse, or a squared distance."""
         return LOSS[self.study.target.kind]
 
     @cached_property

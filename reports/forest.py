@@ -87,8 +87,8 @@ def _notes(found: Regression) -> list[str]:
 
 
 def _drawn(found: Regression) -> tuple[float, float, list[object]]:
-    """Width, height, and the marks of a forest plot; the intercept is in the table alone."""
-    rows = [row for row in found.rows if row.name != "intercept"]
+    """Width, height, and the marks of a forest plot; intercept and thresholds are in the table alone."""
+    rows = [row for row in found.rows if row.name != "intercept" and row.scale]
     labels = [short(_per(row), 36) for row in rows]
     left, right, top, step = 12 + max(map(svg.wide, labels), default=0), W - 120.0, 14.0, 26
     bottom = top + step * len(rows)

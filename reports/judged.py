@@ -13,6 +13,7 @@ from fedrounds.reports import charts, forest
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import groups
 from fedrounds.reports.markup import Markup, table, tag
+from fedrounds.reports.portrait import groups_of
 from fedrounds.reports.result import NAMES, figure, plain
 from fedrounds.reports.words import SMALLEST, count, listed, shown
 
@@ -64,7 +65,7 @@ def fairness(of: Evidence) -> Markup | None:
         )
     drifted = of.record.get("calibration_drift") or {}
     ratios = drifted.get("sites") or {}
-    classes = of.study.target.kind != "regression"
+    classes = of.study.target.kind in ("binary", "multiclass")
     head = ["Hospital", "Patients judging", name, "Gap to all", NAMES[of.loss], *(["Brier score"] if classes else [])]
     head += ["Observed / expected"] if ratios else []
     body: list[list[object]] = []
@@ -111,12 +112,10 @@ def coefficients(of: Evidence) -> Markup | None:
         return None
     if of.regression is not None:
         return forest.section(of.regression)
+    if of.portrait is not None:
+        return groups_of(of.portrait, of.shown)
     if of.coefficients is None:
-        hidden = listed([str(units) for units in getattr(of.study.model, "hidden", ())])
-        return tag(
-            "p",
-            f"A neural network (hidden layers of {hidden} units) has no coefficients: no number of it belongs to one feature alone.",
-        )
+        return tag("p", _none(of))
     found, kind = of.coefficients, of.study.model.kind
     if kind == "multinomial":
         return _by_class(of)
@@ -158,6 +157,17 @@ def coefficients(of: Evidence) -> Markup | None:
     return tag(
         "div", drawn, table(head, body, caption, words=(1,)), [tag("p", note, class_="soft") for note in _notes(of)]
     )
+
+
+def _none(of: Evidence) -> str:
+    """Why a model has no coefficients."""
+    model = of.study.model
+    match model.kind:
+        case "mlp":
+            hidden = listed([str(units) for units in model.hidden])
+            return f"A neural network (hidden layers of {hidden} units) has no coefficients: no number of it belongs to one feature alone."
+        case _:
+            return f"A model of kind {model.kind} has no coefficients."
 
 
 def _by_class(of: Evidence) -> Markup:

@@ -100,13 +100,17 @@ def card(
         "\n".join(rows),
         "## What it is told",
         "\n".join(features),
-        f"The target is `{text(study.target.column)}`; the model is {study.model.kind}, trained by {study.algorithm.preset or 'a rule of its own'}.",
+        f"{_target(study)}; the model is {study.model.kind}, trained by {study.algorithm.preset or 'a rule of its own'}.",
         "## How to load it",
         f"The champion: `{load}`. It is a scikit-learn pipeline, preprocessing included, and takes raw rows with the columns above.",
         "## Where it comes from",
         "\n".join(facts),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _target(study: Study) -> str:
+    return f"The target is `{text(study.target.column)}`" if study.target.column else "There is no target"
 
 
 def text(words: str) -> str:

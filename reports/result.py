@@ -15,11 +15,19 @@ from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.summary import AXIS
 from fedrounds.reports.words import count, listed, short, shown, trained_on
 
-NAMES = {"log_loss": "log-loss", "mse": "mean squared error", "auc": "AUC", "r2": "R²"}
+NAMES = {
+    "log_loss": "log-loss",
+    "mse": "mean squared error",
+    "distance": "mean squared distance",
+    "auc": "AUC",
+    "r2": "R²",
+    "explained": "explained share",
+}
 SAYS = {  # what a value of the metric means to somebody who has never heard of it
     "binary": "of one patient with the outcome and one without, it gives the higher risk to the right one in {0:.1f} of 100 pairs",
     "multiclass": "of one patient of a class and one of another, it ranks the right one higher in {0:.1f} of 100 pairs, averaged over the classes",
     "regression": "it explains {0:.1f} % of the variance of the outcome",
+    "none": "it accounts for {0:.1f} % of how far they lie from the average patient of the training",
 }
 
 
@@ -55,6 +63,7 @@ def asked(of: Evidence) -> Markup:
         "regression": f"the number in '{target.column}'",
         "binary": f"yes or no, from '{target.column}'",
         "multiclass": f"one of {len(getattr(target, 'classes', ()))} classes, from '{target.column}'",
+        "none": "none: the patients are described, and nothing is predicted",
     }[target.kind]
     cut = getattr(target, "positive_above", None)
     if cut is not None:

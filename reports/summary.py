@@ -23,6 +23,8 @@ AXIS = {
     "r2": "R² (1 is perfect)",
     "log_loss": "log-loss (nats per patient)",
     "mse": "mean squared error",
+    "explained": "explained share (1 is all)",
+    "distance": "mean squared distance",
 }
 
 
@@ -72,7 +74,9 @@ def title(metric: str) -> str:
     >>> title("auc"), title("log_loss"), title("r2")
     ('AUC', 'log-loss', 'R²')
     """
-    return {"auc": "AUC", "r2": "R²", "mse": "MSE", "log_loss": "log-loss"}.get(metric, metric)
+    return {"auc": "AUC", "r2": "R²", "mse": "MSE", "log_loss": "log-loss", "explained": "explained share"}.get(
+        metric, metric
+    )
 
 
 def study_note(study: Study) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedrounds.core.errors import StudyError
 from fedrounds.core.operations import Gate, relation
-from fedrounds.core.study import Binary, Category, Number, Study, canonical
+from fedrounds.core.study import Binary, Category, NoTarget, Number, Study, canonical
 from fedrounds.core.table import Table
 from fedrounds.tasks.frame import NUMERIC, PADDED, SINCE, columns_of, levels, numeric, read_numbers, share
 from fedrounds.tasks.verdict import SMALLEST
@@ -180,6 +180,8 @@ def _feature(feature: Number | Category, seen: Evidence) -> Iterator[Expectation
 
 def _target(study: Study, seen: Evidence) -> Iterator[Expectation]:
     target, name = study.target, study.target.column
+    if isinstance(target, NoTarget):
+        return
     yield _exists(name, "study.toml: the target")
     if name in numeric(study):
         yield _number(name, target.missing)

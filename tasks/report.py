@@ -10,6 +10,7 @@ from pathlib import Path
 from fedrounds.core.coefficients import on_original_scale
 from fedrounds.core.errors import StateError
 from fedrounds.core.plan import build
+from fedrounds.core.portrait import portrait
 from fedrounds.core.regression import regression
 from fedrounds.ledger import Ledger
 from fedrounds.reports.evidence import Evidence
@@ -48,7 +49,8 @@ def evidence(ledger: Ledger) -> Evidence:
         return found
     state = ledger.state(visit.visit)
     plan = build(study)
-    return found.with_coefficients(on_original_scale(plan, state.theta, state.statistics), regression(plan, state))
+    told = plan, state.theta, state.statistics
+    return found.with_coefficients(on_original_scale(*told), regression(plan, state), portrait(*told))
 
 
 def write(ledger: Ledger, file: Path) -> Evidence:

@@ -334,7 +334,7 @@ def _save(plan: Plan, model: Any, folder: Path) -> None:
 
     from fedrounds.core.export import example
 
-    predict = "predict" if plan.task == "regression" else "predict_proba"
+    predict = next(way for way in ("predict_proba", "predict", "transform") if hasattr(model, way))
     made_up = example(plan.study)
     mlflow.sklearn.save_model(
         model,

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedrounds.core.answer import Policy, crowded, handle
+from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.evaluate import auc
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows
@@ -142,3 +143,14 @@ def test_a_site_sends_a_refusal_and_no_sums():
     _, reply = handle(request, {}, Rows(X, y, X, y), made, policy, "east", np.random.default_rng(0))
     assert reply.refusal.startswith("its logistic regression has 9 parameters")
     assert not reply.arrays
+
+
+def test_sums_of_groups_are_refused_where_one_is_small_unless_they_are_hidden():
+    sums = {"groups": np.array([12.0, 0.0, 9.0]), "sum": np.ones((3, 2))}
+    with pytest.raises(
+        UpdateRejected, match=r"a group of its patients .* is below the site's minimum of 10"
+    ) as refused:
+        withhold(sums, 10)
+    assert "9" not in str(refused.value)
+    assert withhold(sums, 9)["groups"].tolist() == [12.0, 0.0, 9.0]
+    assert withhold(sums, 10, alone=False)["groups"].tolist() == [12.0, 0.0, 9.0]

@@ -6,13 +6,21 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from fedrounds.core.models.kmeans import KMeans
 from fedrounds.core.models.linear import Linear
 from fedrounds.core.models.log_linear import Gamma, Poisson
 from fedrounds.core.models.logistic import Logistic
 from fedrounds.core.models.mlp import Mlp
 from fedrounds.core.models.multinomial import Multinomial
+from fedrounds.core.models.naive_bayes import NaiveBayes
+from fedrounds.core.models.negative_binomial import NegativeBinomial
+from fedrounds.core.models.ordinal import Ordinal
+from fedrounds.core.models.pca import Pca
 
-Model = Annotated[Linear | Logistic | Poisson | Gamma | Multinomial | Mlp, Field(discriminator="kind")]
+Model = Annotated[
+    Linear | Logistic | Poisson | Gamma | NegativeBinomial | Multinomial | Ordinal | NaiveBayes | Mlp | KMeans | Pca,
+    Field(discriminator="kind"),
+]
 
 
 def fitting(target: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedrounds.core.exact import Exact
     from fedrounds.core.study import Study
 
-Task = Literal["regression", "binary", "multiclass"]
+Task = Literal["regression", "binary", "multiclass", "none"]
 CLOSEST = 1e-12  # a reported probability of what happened is never nearer to 0 or 1, so a log-loss is at most 27.7
 
 
@@ -49,6 +49,11 @@ class Kind(Frozen):
     def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
         """How it is fitted by sums."""
         raise NotImplementedError
+
+    @property
+    def penalty(self) -> float:
+        """The L2 penalty beside the mean loss; 0 where there is none."""
+        return float(getattr(self, "l2", 0.0))
 
     def impossible(self, y: Array) -> str:
         """What targets (n,) it expects, where some of these are none; empty if all are."""

@@ -5,17 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from fedrounds.core.algorithm import Sums
+from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.params import Array, Vector
 
 MERGED = -1.0  # in a histogram: this cell's rows are counted with those of the cell before
 
 
-def withhold(sums: Sums, minimum: int, scores: bool = True, fine: bool = True) -> Sums:
+def withhold(sums: Sums, minimum: int, scores: bool = True, fine: bool = True, alone: bool = True) -> Sums:
     """The sums without what is about fewer than `minimum` patients.
 
     Args:
         scores: whether scores of a model at this site may leave; if not, they leave as of no rows.
         fine: whether score histograms may leave cell by cell; if not, small cells leave together (see `merge_scores`).
+        alone: whether the sums leave as they are; if not, they are hidden among those of other sites.
+
+    Raises:
+        UpdateRejected: the sums are about groups of patients (`groups` counts each), and one of them has 1 to `minimum` - 1: a sum over so
+            few would tell of each, and without it the fit would be another one. Not raised where the sums are hidden.
 
     Guarantees:
         * a feature that fewer than `minimum` patients have a value of leaves as if none had (its sum would be theirs);
@@ -27,6 +33,10 @@ def withhold(sums: Sums, minimum: int, scores: bool = True, fine: bool = True) -
     Updates and their training loss are not thinned: a site below its minimum cohort sends none at all.
     """
     thinned: dict[str, Array] = dict(sums)
+    if alone and "groups" in sums and ((sums["groups"] > 0) & (sums["groups"] < minimum)).any():
+        raise UpdateRejected(
+            f"a group of its patients that it would send sums of is below the site's minimum of {minimum}: merge groups, or mask the sums"
+        )
     if "observed" in sums:
         few = sums["observed"] < minimum
         thinned["observed"], thinned["sum"] = np.where(few, 0.0, sums["observed"]), np.where(few, 0.0, sums["sum"])

@@ -107,7 +107,7 @@ def training(
     """A round of `dp.steps` exchanges."""
     size, rate = family.layout.size, study.averaging.local.rate
     clipped = clipping(study.model, family.layout, study.target.kind, dp.clip)
-    penalty = study.model.l2 * family.penalised
+    penalty = study.model.penalty * family.penalised
 
     def ask(state: RunState) -> Payload:
         return {"theta": state.work.get("theta", state.theta), **state.statistics}

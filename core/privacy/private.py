@@ -183,7 +183,7 @@ def training(
     size = family.layout.size
     clipped, penalty = (
         clipping(study.model, family.layout, study.target.kind, dp.clip),
-        study.model.l2 * family.penalised,
+        study.model.penalty * family.penalised,
     )
 
     def ask(state: RunState) -> Payload:
