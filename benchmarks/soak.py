@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
+import os
 import platform
 import random
 import subprocess
@@ -23,11 +24,19 @@ PHASES = ("start", "start", "rounds", "rounds", "end")  # of each study
 
 def machinery(name: str = "test_kill"):
     """The test's own study, kills and examination."""
+    sys.path.append(str(ROOT / "tests"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def program(*words: object, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+    """`fedrounds …` with `more` variables."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    command = [str(Path(sys.executable).with_name("fedrounds")), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=kept | more, timeout=timeout, check=False)
 
 
 def main() -> None:
@@ -72,7 +81,7 @@ def dead_helpers(test, folder: Path, cache: Path) -> list[str]:
 def killed_ticks(seed: int, place: Path, cache: Path) -> list[str]:
     """Ticks of a schedule, killed on a real server with a real worker; the next tick goes on. One line a study."""
     test, said, killed = machinery("test_schedule"), [], 0
-    house = test.House(place / "mlruns", cache)
+    house = test.House(place / "mlruns", cache, program)
     try:
         house.served.server.wait()
         house.served.work(test.POOL, poll_s=1)

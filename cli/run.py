@@ -267,10 +267,11 @@ def flush_prefect() -> None:
 
 @contextmanager
 def surroundings(settings: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that are as they were afterwards."""
+    """Environment variables that are as they were afterwards. A Prefect that was imported before goes by them too."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
+        _heed()
         yield
     finally:
         for name, value in before.items():
@@ -278,6 +279,13 @@ def surroundings(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        _heed()
+
+
+def _heed() -> None:
+    """Let Prefect read its settings again, where it is imported: it has those of the environment that it found then."""
+    if "prefect.context" in sys.modules:
+        sys.modules["prefect.context"].refresh_global_settings_context()
 
 
 @contextmanager

@@ -5,10 +5,12 @@ Every act takes the study's lease, so none falls into a run; killed between ledg
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fedrounds.core.errors import StateError
 from fedrounds.core.state import Champion, RunState
@@ -59,7 +61,7 @@ def promote(place: State, round: int | None = None, *, reason: str, by: str, wai
     Raises:
         StateError: none waits, the round was not judged, or another runner is at work; nothing was written.
     """
-    with held(place) as ledger:
+    with projector(place) as project, held(place) as ledger:
         now = ledger.standing()
         _same(place, now, waiting)
         if round is None and now.challenger is None:
@@ -73,7 +75,7 @@ def promote(place: State, round: int | None = None, *, reason: str, by: str, wai
                 f"expected a round that was scored ({scored}), found {chosen} in {place.own}: see `fedrounds status`"
             )
         act = None if chosen == now.champion else ledger.act("promote", chosen, _line(reason), _line(by))
-        return Done(act, ledger.standing(), project(place))
+        return Done(act, ledger.standing(), project()["reports"])
 
 
 def reject(place: State, *, reason: str, by: str, waiting: int | None = None) -> Done:
@@ -82,7 +84,7 @@ def reject(place: State, *, reason: str, by: str, waiting: int | None = None) ->
     Raises:
         StateError: none waits, or another runner is at work; nothing was written.
     """
-    with held(place) as ledger:
+    with projector(place) as project, held(place) as ledger:
         challenger = ledger.standing().challenger
         _same(place, ledger.standing(), waiting)
         if challenger is None:
@@ -90,7 +92,7 @@ def reject(place: State, *, reason: str, by: str, waiting: int | None = None) ->
                 f"expected a version that waits for approval in {place.own}, found none: nothing to reject"
             )
         act = ledger.act("reject", challenger, _line(reason), _line(by))
-        return Done(act, ledger.standing(), project(place))
+        return Done(act, ledger.standing(), project()["reports"])
 
 
 def rollback(place: State, to: int | None = None, *, reason: str, by: str) -> Done:
@@ -99,7 +101,7 @@ def rollback(place: State, to: int | None = None, *, reason: str, by: str) -> Do
     Raises:
         StateError: there was none before, `to` was not one, or another runner is at work; nothing was written.
     """
-    with held(place) as ledger:
+    with projector(place) as project, held(place) as ledger:
         before = ledger.standing().champions[:-1]
         if not before:
             raise StateError(
@@ -111,20 +113,34 @@ def rollback(place: State, to: int | None = None, *, reason: str, by: str) -> Do
                 f"expected a round that was champion before ({rounds}), found {to} in {place.own}: `fedrounds promote --round {to}` promotes it"
             )
         act = ledger.act("rollback", before[-1] if to is None else to, _line(reason), _line(by))
-        return Done(act, ledger.standing(), project(place))
+        return Done(act, ledger.standing(), project()["reports"])
 
 
-def project(place: State) -> list[str]:
-    """Bring MLflow up to date with the ledger, by the same helper as a run; returns what it put right."""
+@contextmanager
+def projector(place: State) -> Iterator[Callable[..., dict[str, Any]]]:
+    """What brings MLflow up to date with the ledger, by the same helper as a run: asked with more to do or none, it gives the answer.
+
+    The helper is forked first where that may be, before a ledger is open: it imports while the ledger is looked at, and has less to import.
+    """
     from fedrounds.tasks.child import Child
-    from fedrounds.tasks.run import QUIET
+    from fedrounds.tasks.forked import Forked, alone
+    from fedrounds.tasks.run import QUIET, TRACK
 
-    child = Child("fedrounds.tasks.track", place.log, QUIET)
+    forked = Forked(TRACK, (), place.log, {**os.environ, **QUIET}) if place.begun and alone() else None
+    asked: list[Child] = []
+
+    def project(**more: bool) -> dict[str, Any]:
+        asked.append(Child(TRACK, place.log, QUIET, forked))
+        return asked[0].call(place.told | more).result()
+
     try:
-        answer = child.call(place.told)
-        return answer.result()["reports"]
+        yield project
     finally:
-        child.kill()
+        if asked:
+            asked[0].kill()
+        elif forked is not None:
+            forked.kill()
+            forked.wait()
 
 
 def present(ledger: Ledger, head: Head) -> RunState:

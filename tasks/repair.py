@@ -89,11 +89,9 @@ def repair(place: State) -> dict[str, Any]:
         ServiceError: MLflow's store could not be written.
     """
     from fedrounds.reports.summary import plots
-    from fedrounds.tasks.acts import held
-    from fedrounds.tasks.child import Child
-    from fedrounds.tasks.run import QUIET
+    from fedrounds.tasks.acts import held, projector
 
-    with held(place) as ledger:
+    with projector(place) as project, held(place) as ledger:
         if ledger.progress() is None:
             return {"visits": 0}
         folder, visits = place.own / "plots", ledger.visits()
@@ -102,11 +100,7 @@ def repair(place: State) -> dict[str, Any]:
             folder.mkdir(parents=True)
             for name, png in drawn.items():
                 (folder / f"{name}.png").write_bytes(png)
-        child = Child("fedrounds.tasks.track", place.log, QUIET)
-        try:
-            answer = child.call(place.told | {"tell": True, "end": True, "repair": True}).result()
-        finally:
-            child.kill()
+        answer = project(tell=True, end=True, repair=True)
         if ledger.unprojected():
             raise ServiceError(
                 f"expected every visit in MLflow, found {len(ledger.unprojected())} that are not: repair again"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import warmed
 from postgres import Postgres
 
 pytest.register_assert_rewrite("hidden_study")
@@ -66,17 +67,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(HEAVIEST)))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One process that forks `fedrounds …` for all workers: whoever starts them starts it, and ends it."""
+    if warmed.ADDRESS not in os.environ:
+        config.warmed = warmed.Warmed()
+        os.environ[warmed.ADDRESS] = config.warmed.address
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "warmed"):
+        del os.environ[warmed.ADDRESS]
+        config.warmed.stop()
+
+
 def alone(**more: str) -> dict[str, str]:
     """The environment of a user who has neither Prefect's nor MLflow's variables set."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     return {**kept, "COLUMNS": "80", **more}
 
 
-def fedrounds(*words: object, **options) -> subprocess.CompletedProcess[str]:
+def cold(*words: object) -> subprocess.CompletedProcess[str]:
     """The program as a user starts it, without a terminal."""
     return subprocess.run(
-        [FEDROUNDS, *map(str, words)], capture_output=True, text=True, env=alone(), timeout=240, check=False, **options
+        [FEDROUNDS, *map(str, words)], capture_output=True, text=True, env=alone(), timeout=240, check=False
     )
+
+
+def fedrounds(*words: object, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+    """The same, all imported already (tests/warmed.py), and with `more` variables."""
+    return warmed.run(os.environ[warmed.ADDRESS], "fedrounds.cli.main", words, alone(**more), timeout=timeout)
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,7 @@ def toy_study(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         if not said.exists():
             shutil.rmtree(folder, ignore_errors=True)
             initiated(folder)
-            done = fedrounds("run", folder)
+            done = cold("run", folder)
             assert done.returncode == 0, done.stderr
             said.write_text(json.dumps([done.stdout, done.stderr]))
     return Finished(folder, *json.loads(said.read_text()))
@@ -158,9 +177,30 @@ def new_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def program():
+def true_program():
     """`fedrounds …` as a user starts it, without a terminal: gives the ended process."""
+    return cold
+
+
+@pytest.fixture(scope="session")
+def program():
+    """`fedrounds …` without the seconds of its imports: a process of its own too."""
     return fedrounds
+
+
+@pytest.fixture(scope="session")
+def python():
+    """`python -c CODE WORDS`, all imported already: gives the ended process."""
+    address = os.environ[warmed.ADDRESS]
+    return lambda code, *words, timeout=240: warmed.run(
+        address, "warmed", ["code", code, *words], alone(), timeout=timeout
+    )
+
+
+@pytest.fixture(scope="session")
+def begun():
+    """The same, as it starts: gives the process, which may be killed. It has no output."""
+    return lambda *words: warmed.Started(os.environ[warmed.ADDRESS], "fedrounds.cli.main", words, alone())
 
 
 def tool(name: str, package: str, *places: str) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -389,9 +387,11 @@ WORKER = """
 import asyncio, sys
 from pathlib import Path
 from fedrounds.cli.run import surroundings
+from fedrounds.tasks.forked import alone
 from fedrounds.tasks.prefect_server import PrefectServer, settings
 home = Path(sys.argv[2])
-server = PrefectServer(home / "prefect", home / "log", templates=Path(sys.argv[3]))
+server = PrefectServer(home / "prefect", home / "log", templates=Path(sys.argv[3]), begin=False)
+server.begin(fork=alone())
 try:
     with surroundings(settings(home / "prefect", server.api_url)):
         server.wait()
@@ -403,7 +403,7 @@ finally:
 
 
 def test_a_worker_goes_on_without_the_site_that_breaks_the_contract_and_without_a_few_bad_rows(
-    new_study, tmp_path, templates, warm
+    new_study, tmp_path, templates, warm, python
 ):
     """North has lost a column; in east two cells of a number's column hold text, and the study may set as many rows aside."""
     warm(new_study / "mlruns")
@@ -418,9 +418,7 @@ def test_a_worker_goes_on_without_the_site_that_breaks_the_contract_and_without_
     operations = new_study / "operations.toml"
     operations.write_text(operations.read_text().replace("[promotion]", "quarantine = 0.01\n\n[promotion]"))
     (tmp_path / "worker").mkdir()
-    quiet = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    words = [sys.executable, "-c", WORKER, str(new_study), str(tmp_path / "worker"), str(templates)]
-    done = subprocess.run(words, capture_output=True, text=True, env=quiet, timeout=240, check=False)
+    done = python(WORKER, new_study, tmp_path / "worker", templates)
     assert done.returncode == 0, done.stderr[-3000:]
     with Ledger.open(new_study / "mlruns" / "toy" / "ledger.db") as ledger:
         record = ledger.progress().record

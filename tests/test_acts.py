@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -302,11 +300,15 @@ ASKED = """
 # folder paused by hand and approved. Each is answered through the API alone.
 import asyncio, json, os, sys
 from pathlib import Path
+from fedrounds.cli.run import surroundings
+from fedrounds.tasks.forked import alone
 from fedrounds.tasks.prefect_server import PrefectServer, settings
 
 home, templates, suspended, paused = sys.argv[1:]
-server = PrefectServer(home, Path(home) / "log", services=True, ui=False, templates=templates)
-os.environ.update(settings(home, server.api_url))
+server = PrefectServer(home, Path(home) / "log", services=True, ui=False, templates=templates, begin=False)
+server.begin(fork=alone())
+here = surroundings(settings(home, server.api_url))
+here.__enter__()
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.responses import SetStateStatus
@@ -363,12 +365,10 @@ print(json.dumps(out))
 """
 
 
-def test_a_person_answers_in_prefect(waiting, toy_study, tmp_path):
+def test_a_person_answers_in_prefect(waiting, toy_study, templates, tmp_path, python):
     other = replace(toy_study, folder=waiting.folder).copy(tmp_path / "toy")
     third = replace(toy_study, folder=waiting.folder).copy(tmp_path / "third" / "toy")
-    templates = toy_study.folder / "mlruns" / ".cache"
-    command = [sys.executable, "-c", ASKED, tmp_path / "prefect", templates, other, third]
-    ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120, check=False)
+    ran = python(ASKED, tmp_path / "prefect", templates, other, third, timeout=120)
     assert ran.returncode == 0, ran.stderr
     out = json.loads(ran.stdout)
     assert out["suspended"] == "Suspended"

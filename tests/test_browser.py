@@ -28,15 +28,14 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, warm):
+def home(tmp_path_factory, warm, program):
     """A study of few rounds, run."""
     home = tmp_path_factory.mktemp("browser")
     shutil.copytree(HOUSE / "studies" / "diabetes", home / "study")
     operations = home / "study" / "operations.toml"
     operations.write_text(re.sub(r"(?m)^rounds = \d+", f"rounds = {ROUNDS}", operations.read_text()))
-    run = [*FEDROUNDS, "run", str(home / "study"), "--state", str(home / "state"), "--json"]
     warm(home / "state")
-    ended = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    ended = program("run", home / "study", "--state", home / "state", "--json", timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return home
 
@@ -264,10 +263,9 @@ return outside;
 
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_report_reads_on_a_phone_and_a_desk_in_light_and_dark(browser, home, theme, width):
+def test_the_report_reads_on_a_phone_and_a_desk_in_light_and_dark(browser, home, program, theme, width):
     report = home / "state" / "diabetes" / "report.html"
-    written = subprocess.run([*FEDROUNDS, "report", str(home / "study"), "--state", str(home / "state")], timeout=60)
-    assert written.returncode == 0
+    assert program("report", home / "study", "--state", home / "state").returncode == 0
     size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd(

@@ -6,8 +6,6 @@ import io
 import json
 import sqlite3
 import struct
-import subprocess
-import sys
 import traceback
 import zipfile
 from contextlib import closing
@@ -159,17 +157,20 @@ ward.handle = handle
 """
 
 
-def run(*words: object, code: int = 0, program: str = MAIN) -> str:
+@pytest.fixture
+def run(python):
     """Runs a command; gives all that it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+
+    def ran(*words: object, code: int = 0, program: str = MAIN) -> str:
+        done = python(program, *words, timeout=120)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    return ran
 
 
-def test_canaries_are_found_in_the_rows_and_nowhere_else(planted):
+def test_canaries_are_found_in_the_rows_and_nowhere_else(planted, run):
     said = [run("run", planted)]
     assert "systolic_bp: fewer than 10 of 120" in " ".join(said[0].split())
     operate(planted, 'policy = "exclude"', 'policy = "warn"')

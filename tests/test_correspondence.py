@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +50,7 @@ spec = importlib.util.spec_from_file_location("shared", sys.argv[1])
 shared = sys.modules["shared"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shared)
 from fedrounds.cli.run import quiet, surroundings
+from fedrounds.tasks.forked import alone
 from fedrounds.tasks.prefect_server import PrefectServer, settings
 
 study = shared.Apart(Path(sys.argv[2]), operations='[federation]\\ndeadline = "100s"\\npoll = 0.05\\n')
@@ -109,8 +107,9 @@ def hospital():
     return settled(server.api_url, 8)
 
 
-server = PrefectServer(home, log, templates=Path(sys.argv[4]))
+server = PrefectServer(home, log, templates=Path(sys.argv[4]), begin=False)
 try:
+    server.begin(fork=alone())
     with surroundings(settings(home, server.api_url)), quiet(log):
         server.wait()
         flows, tasks = {"coordinator": coordinator, "hospital": hospital}[sys.argv[3]]()
@@ -123,18 +122,20 @@ os._exit(0)
 """
 
 
-def by_flow(tmp_path, who, templates):
+@pytest.fixture
+def by_flow(tmp_path, templates, python):
     """The study with one side's real flow on a real Prefect server, in a process of its own: what was stored, what came of it."""
-    shared = Path(__file__).with_name("conftest.py")
-    command = [sys.executable, "-c", BY_FLOW, str(shared), str(tmp_path / "apart"), who, str(templates)]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+
+    def found(who):
+        done = python(BY_FLOW, Path(__file__).with_name("conftest.py"), tmp_path / "apart", who, templates)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return found
 
 
-def test_the_flow_of_a_study_carries_it_by_mail_on_a_real_prefect_server(tmp_path, templates):
-    found = by_flow(tmp_path, "coordinator", templates)
+def test_the_flow_of_a_study_carries_it_by_mail_on_a_real_prefect_server(by_flow):
+    found = by_flow("coordinator")
     assert found["seen"] == found["wanted"]
     assert found["flows"] == [["study", "COMPLETED"]]
     wanted = {
@@ -148,8 +149,8 @@ def test_the_flow_of_a_study_carries_it_by_mail_on_a_real_prefect_server(tmp_pat
     assert found["left"] == []
 
 
-def test_a_hospitals_visit_is_a_flow_run_on_its_own_prefect_server(tmp_path, templates):
-    found = by_flow(tmp_path, "hospital", templates)
+def test_a_hospitals_visit_is_a_flow_run_on_its_own_prefect_server(by_flow):
+    found = by_flow("hospital")
     assert found["seen"] == found["wanted"][:2]
     names = [f"{found['study'][:12]} · gate · round 0", "study · fit · round 1", *["study · statistics · round 0"] * 2]
     assert sorted(found["flows"]) == sorted([name, "COMPLETED"] for name in names)

@@ -139,10 +139,10 @@ def plain(path: Path):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program, warm):
+def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, true_program, warm):
     path = diabetes(tmp_path / "diabetes")
     warm(path / "mlruns")
-    ended = program("run", path, "--runner", "dask", "--json")
+    ended = true_program("run", path, "--runner", "dask", "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     told = json.loads(ended.stdout)
     assert told["model_digest"] == plain(path).model_digest
@@ -158,7 +158,7 @@ def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program,
         assert ledger.unprojected() == []
 
 
-def test_a_worker_killed_amid_a_round_loses_nothing(tmp_path, program, warm):
+def test_a_worker_killed_amid_a_round_loses_nothing(tmp_path, true_program, warm):
     path = diabetes(tmp_path / "diabetes", epochs=5000)  # so that a worker is met at work, on a busy machine too
     warm(path / "mlruns")
     with started(tmp_path / "cluster", 2) as cluster:
@@ -309,16 +309,16 @@ def test_what_goes_wrong_at_a_worker_is_told_here_and_nothing_of_it_is_logged_th
 
 
 @pytest.mark.parametrize("runner", ["dusk", "dask://", "dask://host", "dask://host:port", "http://host:1", "ray"])
-def test_an_unknown_runner_is_one_line(runner, new_study, program):
-    ended = program("run", new_study, "--runner", runner)
+def test_an_unknown_runner_is_one_line(runner, new_study, true_program):
+    ended = true_program("run", new_study, "--runner", runner)
     assert ended.returncode == 2
     expected = f"fedrounds: argument --runner: expected `dask` or a scheduler's address (dask://HOST:PORT, tls://HOST:PORT), found '{runner}'"
     assert ended.stderr.startswith(expected)
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_scheduler_that_is_not_there_is_one_line_and_nothing_is_written(new_study, program):
-    ended = program("run", new_study, "--runner", "dask://127.0.0.1:1")
+def test_a_scheduler_that_is_not_there_is_one_line_and_nothing_is_written(new_study, true_program):
+    ended = true_program("run", new_study, "--runner", "dask://127.0.0.1:1")
     assert (ended.returncode, ended.stdout) == (16, "")
     expected = "fedrounds: expected a Dask scheduler at dask://127.0.0.1:1, found none that answers within 10 s (ConnectionRefusedError)"
     assert ended.stderr.startswith(expected)

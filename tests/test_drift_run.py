@@ -6,8 +6,6 @@ import csv
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 import urllib.request
 from contextlib import closing
@@ -22,27 +20,9 @@ from fedrounds.core.operations import Drift
 from fedrounds.ledger import Ledger
 from fedrounds.tasks import drift
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.prefect_server import PrefectServer
 from fedrounds.tasks.run import opened
 from fedrounds.tasks.verdict import Verdict
-
-SHELL = """
-# Commands of `fedrounds`, one a line, in one process beside a Prefect server that keeps events.
-import contextlib, io, json, os, sys
-from pathlib import Path
-from fedrounds.tasks.prefect_server import PrefectServer, settings
-home, templates = map(Path, sys.argv[1:])
-server = PrefectServer(home, home / "log", templates=templates, services=True)
-os.environ.update(settings(home, server.api_url))
-from fedrounds.cli.main import main
-server.wait()
-print(server.api_url, flush=True)
-for line in sys.stdin:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(json.loads(line))
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
-server.stop()
-"""
 
 
 def toy(folder: Path, words: str = "") -> Path:
@@ -70,36 +50,33 @@ def rows_of(database: Path, query: str) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory, toy_study):
-    """Runs a command, gives what it printed; `events` asks the server."""
+def shell(tmp_path_factory, templates, program):
+    """Runs a command beside a Prefect server that keeps events, gives what it printed; `events` asks the server."""
     home = tmp_path_factory.mktemp("prefect")
-    program = [sys.executable, "-c", SHELL, str(home), str(toy_study.folder / "mlruns" / ".cache")]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        api = process.stdout.readline().strip()
+    server = PrefectServer(home, home / "log", templates=templates, services=True)
+    server.wait()
+    api = server.api_url
 
-        def run(*words, code=0):
-            process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
-            process.stdin.flush()
-            ended, out, err = json.loads(process.stdout.readline())
-            assert ended == code, err
-            return SimpleNamespace(
-                out=" ".join(out.split()), err=err, json=json.loads(out) if "--json" in words else None
-            )
+    def run(*words, code=0):
+        done = program(*words, PREFECT_API_URL=api)
+        assert done.returncode == code, done.stderr
+        document = json.loads(done.stdout) if "--json" in words else None
+        return SimpleNamespace(out=" ".join(done.stdout.split()), err=done.stderr, json=document)
 
-        def events(name: str, wanted: int) -> list[dict]:
-            body = json.dumps({"filter": {"event": {"name": [name]}}}).encode()
-            until = time.monotonic() + 10
-            while True:
-                asked = urllib.request.Request(f"{api}/events/filter", body, {"Content-Type": "application/json"})
-                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=10) as answer:
-                    found = json.load(answer)["events"]
-                if len(found) >= wanted or time.monotonic() > until:
-                    return found
-                time.sleep(0.2)
+    def events(name: str, wanted: int) -> list[dict]:
+        body = json.dumps({"filter": {"event": {"name": [name]}}}).encode()
+        until = time.monotonic() + 10
+        while True:
+            asked = urllib.request.Request(f"{api}/events/filter", body, {"Content-Type": "application/json"})
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=10) as answer:
+                found = json.load(answer)["events"]
+            if len(found) >= wanted or time.monotonic() > until:
+                return found
+            time.sleep(0.2)
 
-        run.events, run.prefect = events, home / "prefect.db"
-        yield run
-        process.stdin.close()
+    run.events, run.prefect = events, home / "prefect.db"
+    yield run
+    server.stop()
 
 
 def test_drift_is_told_then_holds_the_study_until_somebody_accepts_it(shell, tmp_path, toy_study):
@@ -270,22 +247,20 @@ def carried(folder: Path, die_after=None):
         return due, [entry.ask for entry in run.ledger.visits()], drift.standing(run)
 
 
-def killed(folder: Path, where: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", VISIT, folder, where, Path(__file__).parent], timeout=60, capture_output=True, text=True
-    )
+def killed(python, folder: Path, where: str) -> None:
+    done = python(VISIT, folder, where, Path(__file__).parent, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_before_and_after_the_profile_is_committed_nothing_is_doubled_and_nothing_lost(tmp_path):
+def test_killed_before_and_after_the_profile_is_committed_nothing_is_doubled_and_nothing_lost(tmp_path, python):
     folder = toy(tmp_path / "toy")
-    killed(folder, "before")
-    killed(folder, "after")
+    killed(python, folder, "before")
+    killed(python, folder, "after")
     due, asks, standing = carried(folder)
     assert (due, asks) == (False, ["statistics", "profile"])
     assert standing["worst"] is None
     shift(folder, "north", 18)
-    killed(folder, "after")
+    killed(python, folder, "after")
     due, asks, standing = carried(folder)
     assert (due, asks) == (False, ["statistics", "profile", "profile"])
     assert standing["held"]  # the run that comes next holds, though the one that found it died

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,29 +19,12 @@ from fedrounds.core.simulate import simulate
 from fedrounds.core.strategy import PRESETS
 from fedrounds.ledger import Ledger
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.prefect_server import PrefectServer
 from fedrounds.tasks.run import opened
 from fedrounds.tasks.ward import Ward
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT / "../shared/data"
-
-SHELL = """
-# Commands of `fedrounds`, one a line, in one process beside a Prefect server that is there already.
-import contextlib, io, json, os, sys
-from pathlib import Path
-from fedrounds.tasks.prefect_server import PrefectServer, settings
-home, templates = map(Path, sys.argv[1:])
-server = PrefectServer(home, home / "log", templates=templates)
-os.environ.update(settings(home, server.api_url))
-from fedrounds.cli.main import main
-server.wait()
-for line in sys.stdin:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(json.loads(line))
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
-server.stop()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +36,21 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shell(workspace, toy_study):
-    """Runs a command, gives its exit code, output and JSON."""
+def shell(workspace, templates, program):
+    """Runs a command beside a Prefect server that is there already, gives its exit code, output and JSON."""
     home = workspace / "prefect"
-    program = [sys.executable, "-c", SHELL, str(home), str(toy_study.folder / "mlruns" / ".cache")]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    server = PrefectServer(home, home / "log", templates=templates)
+    server.wait()
 
-        def run(*words, code=0):
-            process.stdin.write(json.dumps([str(word) for word in words]) + "\n")
-            process.stdin.flush()
-            ended, out, err = json.loads(process.stdout.readline())
-            assert ended == code, err
-            return SimpleNamespace(out=out, err=err, json=json.loads(out) if "--json" in words else None)
+    def run(*words, code=0):
+        done = program(*words, PREFECT_API_URL=server.api_url)
+        assert done.returncode == code, done.stderr
+        document = json.loads(done.stdout) if "--json" in words else None
+        return SimpleNamespace(out=done.stdout, err=done.stderr, json=document)
 
-        run.prefect = home / "prefect.db"
-        yield run
+    run.prefect = home / "prefect.db"
+    yield run
+    server.stop()
 
 
 def toy(folder: Path, **lines: str) -> Path:

@@ -6,8 +6,6 @@ import json
 import re
 import sqlite3
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 from itertools import product
@@ -32,7 +30,6 @@ from fedrounds.tasks.preview import samples
 from fedrounds.tasks.ward import Ward
 
 MASKED = '{ kind = "masked" }'
-FEDROUNDS = Path(sys.executable).with_name("fedrounds")
 FOUR = ("east", "north", "south", "west")
 
 
@@ -402,12 +399,11 @@ def test_a_privacy_officer_sees_the_random_words_that_would_leave_and_nothing_ch
 class Agents:
     """The hospitals' agents as processes of their own, one of which may be dead."""
 
-    def __init__(self, study):
-        self.study, self.processes = study, {}
+    def __init__(self, study, begun):
+        self.study, self.begun, self.processes = study, begun, {}
 
     def start(self, site):
-        command = [FEDROUNDS, "site", "start", self.study.home(site)]
-        self.processes[site] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.processes[site] = self.begun("site", "start", self.study.home(site))
 
     def kill(self, site):
         process = self.processes.pop(site)
@@ -432,7 +428,7 @@ class Agents:
             self.kill(site)
 
 
-def test_real_agents_killed_at_every_phase_leave_the_sum_of_those_who_were_heard(apart):
+def test_real_agents_killed_at_every_phase_leave_the_sum_of_those_who_were_heard(apart, begun):
     """20 rounds, in each another of four agents is dead at another of five phases: the model is the plain loop's that loses the same."""
     study = apart(masked='{ kind = "masked", batch = 4 }', sites=FOUR, poll=0.05)
     dead = {
@@ -447,7 +443,7 @@ def test_real_agents_killed_at_every_phase_leave_the_sum_of_those_who_were_heard
     for hospital in study.hospitals.values():
         hospital.close()
     study.hospitals.clear()
-    agents, heard = Agents(study), []
+    agents, heard = Agents(study, begun), []
     try:
         for site in FOUR:
             agents.start(site)

@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 import pytest
+import warmed
 
 from fedrounds.core.errors import DriftHold, GateHalt, ServiceError, StateError, StudyBusy
 from fedrounds.ledger import Ledger
@@ -85,9 +86,14 @@ class Hook:
 
 
 class House:
-    """A server and a worker as `fedrounds deploy --serve` brings them, and the studies that are deployed there."""
+    """A server and a worker as `fedrounds deploy --serve` brings them, and the studies that are deployed there.
 
-    def __init__(self, place: Path, cache: Path | None) -> None:
+    Args:
+        program: starts `fedrounds …`, as the fixture does.
+        command: how ticks are started, unless they are to be true programs; by default as our own worker is told to.
+    """
+
+    def __init__(self, place: Path, cache: Path | None, program: Callable[..., Any], command: str = "") -> None:
         if cache is not None:  # an empty database of Prefect, so that its migrations are not run once more
             (place / ".cache").parent.mkdir(parents=True)
             (place / ".cache").symlink_to(cache)
@@ -96,8 +102,10 @@ class House:
             "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "1",
         }
         quick["PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"] = "1"
-        self.cache = cache
+        self.cache, self.program = cache, program
         self.served = Served(place, ours=quick)
+        self.known = {"PREFECT_API_URL": self.served.api_url, **self.served.secrets}
+        self.command = command or self.served.command
         token = base64.b64encode(self.served.password.encode()).decode()
         self.api = httpx.Client(
             base_url=self.served.api_url, headers={"Authorization": f"Basic {token}"}, trust_env=False, timeout=30
@@ -115,22 +123,19 @@ class House:
     def get(self, path: str) -> Any:
         return self.call("GET", path)
 
-    def deploy(self, folder: Path, *words: str, lean: bool = True) -> dict[str, Any]:
-        """`fedrounds deploy`, as a user with this server in PREFECT_API_URL runs it."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
-        env = {**kept, "PREFECT_API_URL": self.served.api_url, **self.served.secrets}
-        done = subprocess.run(
-            [FEDROUNDS, "deploy", str(folder), "--json", *words],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    def deploy(self, folder: Path, *words: str, true: bool = False) -> dict[str, Any]:
+        """`fedrounds deploy`, as a user with this server in PREFECT_API_URL runs it; again where its database was busy for longer."""
+
+        def deployed() -> Any:
+            done = self.program("deploy", folder, "--json", *words, timeout=60, **self.known)
+            return None if "503 Service Unavailable" in done.stderr else done
+
+        done = until(deployed)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         said = json.loads(done.stdout)
-        if lean and "id" in said:  # start ticks as our own worker is told to, in one process
-            self.call("PATCH", f"/deployments/{said['id']}", {"job_variables": {"command": self.served.command}})
+        if "id" in said:  # start ticks in one process
+            command = self.served.command if true else self.command
+            self.call("PATCH", f"/deployments/{said['id']}", {"job_variables": {"command": command}})
         return said
 
     def trigger(self, deployment: str) -> str:
@@ -248,8 +253,8 @@ def hook():
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory, toy_study):
-    house = House(tmp_path_factory.mktemp("house") / "mlruns", toy_study.folder / "mlruns" / ".cache")
+def house(tmp_path_factory, templates, program):
+    house = House(tmp_path_factory.mktemp("house") / "mlruns", templates, program, warmed.command())
     house.served.server.wait()
     yield house
     house.served.stop()
@@ -261,7 +266,7 @@ def by_cron(house, tmp_path_factory):
     folder = scheduled(tmp_path_factory.mktemp("cron") / "by-the-minute", 1, cron="* * * * *", timezone="Europe/Zurich")
     operations = folder / "operations.toml"  # without a gate, whose start would slow those who work meanwhile
     operations.write_text(operations.read_text().replace("suite =", "# suite ="))
-    return folder, house.deploy(folder)
+    return folder, house.deploy(folder, true=True)
 
 
 @pytest.fixture(scope="module")
@@ -446,7 +451,7 @@ def test_a_tick_beside_a_run_by_hand_steps_back(house, weekly):
 
 def test_two_ticks_killed_in_mid_run_change_nothing(house, weekly, tmp_path):
     patient = Patient(scheduled(tmp_path / "killed", kills.ROUNDS, cron="0 3 * * 1"))
-    patient.house, patient.deployment = house, house.deploy(patient.folder)["id"]
+    patient.house, patient.deployment = house, house.deploy(patient.folder, true=True)["id"]
     rng = random.Random(20261)
     patient.kill(rng, "rounds")
     patient.kill(rng, "end")
@@ -500,19 +505,13 @@ def test_without_a_server_one_line_says_how_to_get_one(program, tmp_path):
     assert "--serve" in said.stderr
 
 
-def test_without_a_schedule_or_a_webhooks_variable_one_line_says_what_is_missing(house, tmp_path):
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
-    env = {**kept, "PREFECT_API_URL": house.served.api_url, **house.served.secrets}
+def test_without_a_schedule_or_a_webhooks_variable_one_line_says_what_is_missing(house, program, tmp_path):
     folder = kills.initiated(tmp_path / "bare").folder
-    said = subprocess.run(
-        [FEDROUNDS, "deploy", folder], env=env, capture_output=True, text=True, check=False, timeout=60
-    )
+    said = program("deploy", folder, **house.known)
     assert said.returncode == 10
     assert said.stderr.startswith("fedrounds: expected a [schedule] in ")
     folder = scheduled(tmp_path / "secret", 1, interval="6h", notify_env="FEDROUNDS_WEBHOOK")
-    said = subprocess.run(
-        [FEDROUNDS, "deploy", folder], env=env, capture_output=True, text=True, check=False, timeout=60
-    )
+    said = program("deploy", folder, **house.known)
     assert said.returncode == 10
     assert said.stderr.startswith("fedrounds: expected a webhook's address in the variable FEDROUNDS_WEBHOOK")
 
