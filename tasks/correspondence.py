@@ -18,6 +18,7 @@ from fedrounds.core.groups import Grouped
 from fedrounds.core.masked import Masking
 from fedrounds.core.messages import Finding, Reply, Request, decode
 from fedrounds.core.phases import step_of, subject_of
+from fedrounds.core.privacy.agreed import rosters_of
 from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
 from fedrounds.tasks import drift, witness
@@ -61,7 +62,8 @@ class Correspondence(Run):
         deadline = time.time() + self.folder.operations.federation.deadline_s
         self.ledger.drop_attempt()  # of a run that died, or of the exchange before: nothing of it is needed
         digests = {site: sha256(request).hexdigest() for site, request in asking.requests.items()}
-        opened = self.ledger.open_attempt(self.visit, dump(asking), deadline, digests)
+        rosters = rosters_of(asking.masking)
+        opened = self.ledger.open_attempt(self.visit, dump(asking), deadline, digests, rosters)
         self._looked_at = {name: set[str]() for name in self.wards}
         self._answered, self._enough = 0, 0.0
         shown = witness.shown(self.ledger, opened.number, asking.sites)
