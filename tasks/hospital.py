@@ -22,6 +22,7 @@ from typing import Any
 from fedrounds.core import answer as answers
 from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
+from fedrounds.core.encrypted import third_party
 from fedrounds.core.encrypting import opens
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.groups import roster_of
@@ -49,6 +50,7 @@ OTHER_GROUP = (
     "its group under masks would be another one by the roster that its people agreed on since: two groups' sums would tell of one site, so begin"
     " a new study"
 )
+NOT_ITS = "it has no patients, and the study does not name it as the `holder` of its key"
 OTHER_ROSTER = "the coordinator's log says that it was asked under another roster than the one that its people agreed on: compare the digests"
 GATE_S = 900  # of one gate; a suite may hold a pattern that never ends
 
@@ -195,6 +197,8 @@ class Hospital:
 
     def given(self, letter: Letter) -> Answer | None:
         """The answer without any work: the one that was given before, or the policy's refusal; None if there is work to do."""
+        if self.file.source is None and letter.request.ask not in PHASES:
+            return self._refused(letter.request, answers.NO_ROWS)
         unlogged = letter.unlogged or (OFF_RECORD if self._off_record(letter.request) else "")
         if unlogged:
             return self._refused(letter.request, unlogged)
@@ -269,6 +273,8 @@ class Hospital:
         memory: SiteState = unpack(kept)[1] if kept else {}
         if joined.plan.study.masked is None:
             return *ward.reply(request, memory), {}
+        if self.file.source is None and third_party(joined.plan.study) != self.name:
+            return memory, answer_to(request, self.name, NOT_ITS), {}
         roster, key = self.roster(), f"vault {request.study}"
         if not roster:
             return memory, answer_to(request, self.name, NO_ROSTER), {}
