@@ -1,6 +1,6 @@
 """`make demo-federated`: a coordinator and four hospitals on one machine, really apart: processes, folders, users, TLS, PostgreSQL.
 
-    python benchmarks/demo_federated.py [--rounds 10] [--keep] [--prefect own|off] [--masked | --ckks]
+    python benchmarks/demo_federated.py [--rounds 10] [--keep] [--prefect own|off] [--masked | --ckks | --trustee]
 
 UCI heart where ../shared/data is there, made-up data else. It ends with the digests of both ways to run, what a round took and on what,
 and what one hospital's credentials open at the coordinator.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,9 @@ class Demonstration:
     ) -> None:
         self.base, self.study, self.data = base, study, data
         self.home, self.sites = base / "coordinator", sorted(file.stem for file in (study / "sites").glob("*.toml"))
+        protect = tomllib.loads((study / "study.toml").read_text()).get("privacy", {}).get("protect", {})
+        self.holder: str = protect.get("holder", "")  # a third party that holds the key, without patients
+        self.everybody = [*self.sites, *([self.holder] if self.holder else [])]
         self.prefect, self.poll = prefect, poll
         self.database = Postgres(base / "database")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -100,11 +104,14 @@ class Demonstration:
     def join(self, site: str) -> dict[str, Any]:
         """Two commands and one exchange: invite here, join there."""
         token = fedrounds("coordinator", "invite", self.home, site)["token"]
+        agent = f'\n[agent]\npoll = {self.poll}\nprefect = "{self.prefect}"\n'
+        if site == self.holder:
+            found = fedrounds("site", "join", token, self.base / site, "--holder")
+            with (self.base / site / "site.toml").open("a") as file:
+                file.write(agent)
+            return found
         described = self.base / f"{site}.toml"
-        described.write_text(
-            (self.study / "sites" / f"{site}.toml").read_text()
-            + f'\n[agent]\npoll = {self.poll}\nprefect = "{self.prefect}"\n'
-        )
+        described.write_text((self.study / "sites" / f"{site}.toml").read_text() + agent)
         words = ("site", "join", token, self.base / site, "--site-file", described, "--data", self.data)
         found = fedrounds(*words, inside=self.inside.get(site, ()))
         described.unlink()
@@ -125,7 +132,7 @@ class Demonstration:
     def agree(self) -> None:
         """The hospitals' people go by one roster of keys, as masked sums need."""
         file = fedrounds("coordinator", "roster", self.home)["file"]
-        digests = {fedrounds("site", "roster", self.base / site, file)["digest"] for site in self.sites}
+        digests = {fedrounds("site", "roster", self.base / site, file)["digest"] for site in self.everybody}
         assert len(digests) == 1
 
     def run(self, *words: object, timeout: float = 900) -> dict[str, Any]:
@@ -181,9 +188,9 @@ def demonstration(
     try:
         it.init()
         it.serve()
-        for site in it.sites:
+        for site in it.everybody:
             it.join(site)
-        for site in it.sites:
+        for site in it.everybody:
             it.agent(site)
         it.admitted()
         yield it
@@ -197,6 +204,11 @@ def encrypt(study: Path) -> None:
     """Have the study encrypt its sums; the first hospital by name holds the key."""
     holder = min(file.stem for file in (study / "sites").glob("*.toml"))
     mask(study, f'{{ kind = "ckks", key_holder = "{holder}" }}')
+
+
+def entrust(study: Path) -> None:
+    """Have the study encrypt its sums under the key of a third party without patients."""
+    mask(study, '{ kind = "ckks", holder = "trustee" }')
 
 
 def mask(study: Path, protect: str = '{ kind = "masked" }') -> None:
@@ -281,11 +293,14 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the folder for a look")
     parser.add_argument("--masked", action="store_true", help="the coordinator sees sums over the hospitals alone")
     parser.add_argument("--ckks", action="store_true", help="the same, by encryption under one hospital's key")
+    parser.add_argument(
+        "--trustee", action="store_true", help="the same, under the key of a third party without patients"
+    )
     parser.add_argument("--prefect", choices=("own", "off"), default="off", help="of the hospitals' agents")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and so all that it started
     begun = time.monotonic()
-    plant = mask if arguments.masked else encrypt if arguments.ckks else None
+    plant = mask if arguments.masked else encrypt if arguments.ckks else entrust if arguments.trustee else None
     with demonstration(arguments.rounds, arguments.prefect, arguments.keep, plant=plant) as it:
         if plant:
             it.agree()

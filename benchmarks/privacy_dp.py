@@ -182,7 +182,7 @@ def wdbc() -> tuple[Table, list[dict[str, Any]]]:
 
 
 def study(name: str, features: Any, target: Any, eps: float | None, patients: int) -> Study:
-    """Logistic regression, 20 rounds of 5 steps."""
+    """Logistic regression: under privacy `ROUNDS` full steps with momentum, else 20 rounds."""
     words: dict[str, Any] = {
         "name": name,
         "weights": "uniform",
@@ -190,7 +190,7 @@ def study(name: str, features: Any, target: Any, eps: float | None, patients: in
         "target": target,
         "model": {"kind": "logistic", "l2": 0.001},
     }
-    words |= {"validation": {"fold": "fold"}, "algorithm": {"preset": "fedavg", "local": {"rate": 1.0}}}
+    words |= {"validation": {"fold": "fold"}}
     if eps is None:
         words["algorithm"] = {"preset": "fedavg", "local": {"rate": 0.1, "epochs": 5}}
         return Study.model_validate(words)
@@ -198,22 +198,28 @@ def study(name: str, features: Any, target: Any, eps: float | None, patients: in
         "unit": "patient",
         "epsilon": eps,
         "patients": patients,
-        "rounds": 20,
-        "steps": 5,
-        "sample_rate": 0.25,
-        "statistics": SHARE,
+        "rounds": ROUNDS,
+        "steps": 1,
+        "sample_rate": 1.0,
+        "statistics": 0.5,
     }
+    server = {"kind": "momentum", "rate": 0.2, "beta": 0.8}
+    words["algorithm"] = {"preset": "fedavgm", "local": {"rate": 2.0 if eps > 4 else 1.0}, "server": server}
     return Study.model_validate(words | {"privacy": {"dp": dp}})
 
 
-SHARE = 0.3
+ROUNDS = 60
+DRAWS = 5  # of noise, a split
+SHARE = 0.3  # of ε for statistics, of the small study
 HEART = HERE.parents[1] / "shared" / "data" / "heart_disease_uci"
 
 
 TUNED = (
-    "Learning rate, the share of ε for statistics and the floor under a noised variance were chosen out of eight combinations on two of the seeds,"
-    " after a first run of three seeds (another rate, no floor) had shown ε = 8 below ε = 3; all on these same held-out patients. What that choice"
-    " tells is not counted in ε, and the figures lean to the good side."
+    "All patients are in every step (`sample_rate` 1, 60 rounds of one step, half of ε for the statistics), and the server steps with momentum "
+    "(0.2, 0.8); the local rate is 2.0 at ε = 8, else 1.0. These were chosen out of some hundreds of combinations on splits of seeds 100 to 119"
+    " alone, and then fixed; the table is of seeds 0 to 9. Both are splits of the same 569 patients, and what the choice tells of them is not "
+    "counted in ε. Before, 20 rounds of 5 steps with a quarter of the patients in each gave 0.9869, 0.9900 and 0.9913 (one draw of noise a "
+    "split). Each split is trained on five times."
 )
 
 
@@ -229,7 +235,7 @@ def _split(seed: int | None, table: Table) -> tuple[Any, Any]:
     return order[:455], order[455:]
 
 
-def _one_run(plan: Plan, table: Table, train: Any, test: Any, seed: int) -> float:
+def _one_run(plan: Plan, table: Table, train: Any, test: Any, seed: int, rounds: int) -> float:
     """AUC of one study: the patients dealt to four sites by the seed, the noise by nobody."""
     deal = np.random.default_rng(seed).permutation
     fold = np.full(table.rows, "train", object)
@@ -237,8 +243,27 @@ def _one_run(plan: Plan, table: Table, train: Any, test: Any, seed: int) -> floa
     folded = Table({**table.columns, "fold": fold}, {})
     parts = zip(np.array_split(deal(train), 4), np.array_split(deal(test), 4), strict=True)
     cohorts = [clean(folded.take(np.concatenate(pair)), plan.study, f"s{k}") for k, pair in enumerate(parts)]
-    *_, last = simulate(plan, {cohort.site: cohort for cohort in cohorts}, 20)
+    *_, last = simulate(plan, {cohort.site: cohort for cohort in cohorts}, rounds)
     return auc(plan, last.state, cohorts)
+
+
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+
+
+def _pooled(table: Table, names: list[str], splits: list[tuple[Any, Any]]) -> np.ndarray:
+    """AUC of scikit-learn's logistic regression on one pool of all rows, by split and penalty."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    X, y = np.column_stack([table.columns[name] for name in names]), table.columns["ill"] == "yes"
+    found = np.zeros((len(splits), len(PENALTIES)))
+    for at, (train, test) in enumerate(splits):
+        for column, inverse in enumerate(PENALTIES):
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=inverse, max_iter=5000))
+            found[at, column] = roc_auc_score(y[test], model.fit(X[train], y[train]).decision_function(X[test]))
+    return found
 
 
 def wdbc_auc(seeds: int) -> Iterator[str]:
@@ -248,11 +273,15 @@ def wdbc_auc(seeds: int) -> Iterator[str]:
     yield "| WDBC, 4 sites of 114 training patients, δ = 1/1140 | AUC, a split a seed | AUC, one split | goal |"
     yield "|---|---|---|---|"
     whole = _split(None, table)
+    names = [feature["name"] for feature in features]
+    pools = [_pooled(table, names, splits) for splits in ([_split(seed, table) for seed in range(seeds)], [whole])]
+    each, one = (f"{pool.mean(0).max():.4f} ± {pool[:, pool.mean(0).argmax()].std():.4f}" for pool in pools)
+    yield f"| one pool, without privacy, the best of six penalties by these very held-out patients | {each} | {one} | |"
     for eps, goal in ((None, ""), (1.0, ".98"), (3.0, ".99"), (8.0, ".993")):
         plan, found = build(study("wdbc", features, target, eps, 114)), {"each": list[float](), "one": list[float]()}
-        for seed in range(seeds):
+        for seed in [*range(seeds)] * (1 if eps is None else DRAWS):
             for which, (train, test) in (("each", _split(seed, table)), ("one", whole)):
-                found[which].append(_one_run(plan, table, train, test, seed))
+                found[which].append(_one_run(plan, table, train, test, seed, 20 if eps is None else ROUNDS))
         each, one = (f"{np.mean(these):.4f} ± {np.std(these):.4f}" for these in found.values())
         yield f"| {'without privacy' if eps is None else f'ε = {eps:g}, statistics included'} | {each} | {one} | {goal} |"
     yield ""

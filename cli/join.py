@@ -17,7 +17,11 @@ What does not:  no row, no value of a row, no identifier, no date, no fingerprin
 Who reaches in: nobody. The agent connects outwards to {where} alone, and runs installed code on data alone."""
 
 
-def join(token: str, home: Path | None, data: Path | None, site_file: Path | None, as_json: bool) -> int:
+KEEPS = """What leaves:    keys, and sums over three hospitals or more once they are seen to be sums; nothing of a row comes here.
+Who reaches in: nobody. It connects outwards to {where} alone."""
+
+
+def join(token: str, home: Path | None, data: Path | None, site_file: Path | None, holder: bool, as_json: bool) -> int:
     """Check everything, say what will leave, enrol."""
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     from fedrounds.core import invitation
@@ -25,7 +29,7 @@ def join(token: str, home: Path | None, data: Path | None, site_file: Path | Non
 
     invited = invitation.load(token.strip(), time.time())
     place = (home or Path(invited.site)).absolute()
-    scratch = joining.prepared(invited, place, data, site_file)
+    scratch = joining.prepared(invited, place, data, site_file, holder)
     found = joining.check(scratch, invited)
     if not as_json:
         _tell(found, place, invited.url)
@@ -45,6 +49,10 @@ def _tell(found: Checked, home: Path, where: str) -> None:
     print(f"Study           {found.study} (protocol {found.digest[:12]})")
     print(f"Coordinator     key {found.coordinator}: compare it by telephone")
     print(f"Connection      {where}: the mailbox answers")
+    if found.verdict is None:
+        print("Part            it holds the key of the study's sums, and has no patients")
+        print(KEEPS.format(where=where))
+        return
     print(
         f"Table           {found.patients} patients, {len(found.columns)} columns are read: {', '.join(found.columns)}"
     )

@@ -180,7 +180,9 @@ def _site(arguments: argparse.Namespace) -> int:
     if arguments.action == "join":
         from fedrounds.cli.join import join
 
-        return join(arguments.token, arguments.dir, arguments.data, arguments.site_file, arguments.json)
+        return join(
+            arguments.token, arguments.dir, arguments.data, arguments.site_file, arguments.holder, arguments.json
+        )
     if arguments.action == "roster":
         from fedrounds.cli.roster import agree
 
@@ -291,6 +293,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     join.add_argument(
         "--site-file", type=Path, metavar="FILE", help="a site.toml with [source], for tables that need more words"
+    )
+    join.add_argument(
+        "--holder", action="store_true", help="without patients, as the third party that holds the study's key"
     )
     join.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     for word, says in (

@@ -52,7 +52,7 @@ def _study(directory: Path, state: Path | None, kept: list[Any], export: Path | 
 
 
 def _say(found: Any, where: str, written: list[str], export: Path | None, as_json: bool) -> None:
-    from fedrounds.core.identity import fingerprint
+    from fedrounds.core.identity import fingerprint, spoken
 
     head = found.log.checkpoint
     document = {
@@ -62,6 +62,7 @@ def _say(found: Any, where: str, written: list[str], export: Path | None, as_jso
         "root": head.root.hex(),
         "key": fingerprint(found.key),
         "visits": found.visits,
+        "rosters": [spoken(bytes.fromhex(digest)) for digest in found.rosters],
         "written": written,
     }
     if as_json:
@@ -69,6 +70,10 @@ def _say(found: Any, where: str, written: list[str], export: Path | None, as_jso
         return
     ledger = f", and {found.visits} visits of the ledger as they say" if found.visits else ""
     print(f"{where}: {head.size} leaves as they were signed{ledger}; key {document['key']}.")
+    for digest in document["rosters"]:
+        print(
+            f"Sums were asked for under the roster {digest}, signed by its members: compare it with `fedrounds site roster`."
+        )
     if export:
         print(
             f"Written to {export}: {', '.join(written)}. Anybody verifies it by `python3 {export}/verify_log.py {export}`."

@@ -21,6 +21,8 @@ D = -121665 * pow(121666, -1, P) % P
 ROOT = pow(2, (P - 1) // 4, P)
 SPKI = bytes.fromhex("302a300506032b6570032100")
 DASH = "\N{EM DASH} "
+MEMBER = {"masked": "fedrounds keys", "ckks": "fedrounds ckks member"}  # what members sign that go by a roster
+STEPS = ("keys", "shares", "agree", "open")  # of a sum that is hidden
 
 
 class Broken(Exception):
@@ -147,7 +149,8 @@ def statement(line, public):
         body = unb64(envelope["payload"])
         (signature,) = envelope["signatures"]
         said, raw, kind = json.loads(body), unb64(signature["sig"]), envelope["payloadType"]
-        index, before = said["predicate"]["index"], said["predicate"]["previous"]
+        if {"index", "previous"} - said["predicate"].keys() or not said["predicateType"]:
+            raise LookupError
         same, named = canonical(envelope) == line and canonical(said) == body, signature["keyid"]
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Broken("it cannot be read: a byte was changed, or it was cut short") from None
@@ -158,7 +161,49 @@ def statement(line, public):
     words = b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(body), body)
     if not signed_by(public, words, raw):
         raise Broken("its signature does not fit: it was changed after it was signed")
-    return index, before
+    return said
+
+
+def roster(facts, study):
+    """The digest of a roster, if it is that of its keys, and enough of its members signed that they go by it."""
+    try:
+        keys = {site: bytes.fromhex(key) for site, key in facts["keys"].items()}
+        body = b"".join(site.encode() + b"\0" + keys[site] for site in sorted(keys))
+        agreed = hashlib.sha256(b"fedrounds roster\0" + body).digest()
+        head = f"{MEMBER[facts['sums']]}\0{study}\0{facts['epoch']}\0"
+        needed = max(3, 2 * len(keys) // 3 + 1) if facts["sums"] == "masked" else 3
+        signed = []
+        for site, its in facts["signed"].items():
+            words = f"{head}{site}\0".encode() + bytes.fromhex(its["made"]) + agreed
+            signed.append(signed_by(keys[site], words, bytes.fromhex(its["signature"])))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Broken("it is about a roster, and cannot be read") from None
+    if agreed.hex() != facts["digest"]:
+        raise Broken("the keys of its roster are not those of its digest: they were swapped")
+    if len(signed) < needed or not all(signed):
+        raise Broken(f"its roster is not signed by {needed} of its {len(keys)} members or more")
+    return agreed.hex()
+
+
+def look(kind, facts, seen):
+    """What a leaf says of rosters; `seen` is what those before it said: the study, whether it hides its sums, the rosters held."""
+    if kind == "urn:fedrounds:begun:v1":
+        seen |= {"study": facts.get("digest"), "hides": "sums" in facts}
+    elif kind == "urn:fedrounds:roster:v1":
+        seen["held"].append(roster(facts, seen["study"]))
+        seen["hides"] = True
+    elif kind == "urn:fedrounds:asked:v1":
+        asked_under(facts, seen["held"], seen["hides"])
+
+
+def asked_under(facts, held, hides):
+    """Nothing was asked under a roster that no leaf before holds, nor under none where sums are hidden."""
+    ask, named = facts.get("ask"), facts.get("rosters")
+    if not named and (ask in STEPS or (hides and ask != "gate")):
+        raise Broken("it names no roster, in a study that hides its sums")
+    for digest in named or ():
+        if digest not in held and ask != "keys":
+            raise Broken(f"it was asked under the roster {digest[:12]}, which no leaf before holds: it was swapped")
 
 
 def verify(folder, seen=None):
@@ -170,16 +215,21 @@ def verify(folder, seen=None):
     lines = data.split(b"\n")
     if lines.pop():
         raise Broken("log.jsonl: its last line has no end: it was cut short")
-    leaves, before = [], "0" * 64
+    leaves, before, rosters = [], "0" * 64, {"study": "", "hides": False, "held": []}
     for number, line in enumerate(lines):
         try:
-            index, previous = statement(line, public)
+            said = statement(line, public)
+            facts = said["predicate"]
         except Broken as error:
             raise Broken(f"leaf {number}: {error}") from None
-        if index != number:
-            raise Broken(f"leaf {number}: it says that it is leaf {index}: one was dropped, moved or put in")
-        if previous != before:
+        if facts["index"] != number:
+            raise Broken(f"leaf {number}: it says that it is leaf {facts['index']}: one was dropped, moved or put in")
+        if facts["previous"] != before:
             raise Broken(f"leaf {number}: it follows another leaf than the one before it: the history was forked there")
+        try:
+            look(said["predicateType"], facts, rosters)
+        except Broken as error:
+            raise Broken(f"leaf {number}: {error}") from None
         leaves.append(leaf_hash(line))
         before = leaves[-1].hex()
     if len(leaves) != size:

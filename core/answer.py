@@ -29,6 +29,8 @@ from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.round import sheet_of
 from fedrounds.core.study import Category
 
+NO_ROWS = "it holds the study's key as a third party: it has no patients, and answers what concerns the key alone"
+
 
 class Policy(Frozen):
     """What a hospital allows.
@@ -112,7 +114,11 @@ def handle_masked(
             raise UpdateRejected("its study does not mask its sums: it was asked as if it did")
         if request.study != plan.digest:
             raise UpdateRejected(foreign_study(request, plan))
-        if plan.study.masked.margin is not None and len(me.roster) < worse.FEWEST:
+        ckks = encrypted.protecting(plan.study)
+        if ckks and ckks.holder == me.site and request.ask not in PHASES:
+            raise UpdateRejected(NO_ROWS)
+        counted = ckks.counted(me.roster) if ckks else len(me.roster)
+        if plan.study.masked.margin is not None and counted < worse.FEWEST:
             raise UpdateRejected(f"its study counts who got worse, which takes {worse.FEWEST} sites on the roster")
         groups = plan.study.masked.groups
         me = replace(me, roster=roster_of(me.site, me.roster, groups, plan.digest))
@@ -122,7 +128,6 @@ def handle_masked(
             after, arrays = _phase(request, vault, me, plan)
             return after, state, answer_to(request, me.site, "", arrays)
         assert data is not None
-        ckks = encrypted.protecting(plan.study)
         asked = encrypting.announced_by(request) if ckks else masked.announced_by(request)
         left, refusal, sums = _answered(
             asked, state, data, plan, policy.model_copy(update={"merge_scores": False}), rng

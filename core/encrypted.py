@@ -47,10 +47,29 @@ def require(study: Study, parameters: int) -> None:
         )
 
 
+def third_party(study: Study) -> str:
+    """Who holds the key and has no patients; empty where nobody is so."""
+    protect = protecting(study)
+    return (protect and protect.holder) or ""
+
+
+def patients(study: Study, names: Iterable[str]) -> list[str]:
+    """Those of some names that have patients: all but a third party that holds the key."""
+    holder = third_party(study)
+    return [name for name in names if name != holder]
+
+
 def among(protect: Ckks, sites: Iterable[str]) -> None:
-    """Raise StudyError unless the key holder is one of the sites, and they are enough and not too many for a sum to be exact."""
+    """Raise StudyError unless the sites are enough and not too many for a sum to be exact, and the key holder is one of them or, if it is a
+    third party, none.
+    """
     known = set(sites)
-    if protect.key_holder not in known:
+    if protect.holder in known:
+        raise StudyError(
+            f"expected the key holder '{protect.holder}' outside the sites, as `holder` has no patients, found it among them: drop its site"
+            " file, or name it by `key_holder`"
+        )
+    if protect.holder is None and protect.key_holder not in known:
         raise StudyError(
             f"expected the key holder '{protect.key_holder}' among the sites, found {', '.join(sorted(known)[:8])}: name one of them"
         )
@@ -173,8 +192,10 @@ class Encrypting:
     @property
     def needed(self) -> int:
         """How many must answer this step."""
-        alone = self.phase in ("shares", "open")
-        return 1 if alone else max(self.quorum, self.protect.least)
+        if self.phase in ("shares", "open"):
+            return 1
+        third = self.phase == "keys" and self.protect.holder is not None  # it makes a key too, and counts for no sum
+        return max(self.quorum, self.protect.least) + third
 
     @property
     def waits(self) -> int:
@@ -211,9 +232,9 @@ class Encrypting:
                 holder.member(self.outer.study, self.number, reply.site, public, signature, self.roster)
                 keys[reply.site] = public, signature
         enough(len(keys), self.needed, "keys")
-        if self.protect.key_holder not in keys:
+        if self.protect.opener not in keys:
             raise self._away(refused)
-        return replace(self, phase="shares", keys=keys, sites=(self.protect.key_holder,))
+        return replace(self, phase="shares", keys=keys, sites=(self.protect.opener,))
 
     def _shares(self, replies: Iterable[Reply], refused: dict[str, str]) -> Encrypting:
         for reply in replies:
@@ -243,7 +264,7 @@ class Encrypting:
                 else:
                     ckks.add(total, cipher)
         enough(len(parts), self.needed, "encrypted sums")
-        return replace(self, phase="open", total=total, parts=parts, sites=(self.protect.key_holder,))
+        return replace(self, phase="open", total=total, parts=parts, sites=(self.protect.opener,))
 
     def _opened(self, replies: Iterable[Reply], refused: dict[str, str]) -> Opened:
         for reply in replies:
@@ -253,11 +274,11 @@ class Encrypting:
                 if not identity.sealed(self.roster[reply.site], words, reply.arrays["signature"].tobytes()):
                     raise UpdateRejected(f"expected a sum signed by '{reply.site}', found another: it was refused")
                 ring = replace(self.ring, next=self.ring.next + 1)
-                return Opened(digits.join(found, self.layout), self.alive, ring, len(self.roster))
+                return Opened(digits.join(found, self.layout), self.alive, ring, self.protect.counted(self.roster))
         raise self._away(refused)
 
     def _away(self, refused: Mapping[str, str]) -> QuorumError:
-        name = self.protect.key_holder
+        name = self.protect.opener
         return QuorumError(
             f"expected the key holder '{name}' to answer, without whom no sum is opened, found that it did not:"
             f" {refused.get(name, 'it is away')}"
@@ -269,8 +290,12 @@ def begin(
     layout: Layout, keyring: object, before: Mapping[str, tuple[str, ...]],
 ) -> Encrypting:  # fmt: skip
     """An exchange under encryption, at its first step."""
-    among(protect, roster)
-    everybody = tuple(sorted({*sites, protect.key_holder}))
+    if protect.opener not in roster:
+        raise StudyError(
+            f"expected the key holder '{protect.opener}' on the roster, found {', '.join(sorted(roster)[:8])}: it must join, and all agree on its key"
+        )
+    among(protect, [name for name in roster if name != protect.holder])
+    everybody = tuple(sorted({*sites, protect.opener}))
     opened = Encrypting(outer, everybody, sites, roster, number, protect, quorum, layout, before=before)
     if isinstance(keyring, Keyring) and keyring.serves(sites):
         return replace(opened, phase="masked", keyring=keyring, sites=sites)

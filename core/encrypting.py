@@ -46,16 +46,21 @@ def answer_phase(request: Request, safe: Safe, me: Self, protect: Ckks) -> tuple
     if request.ask == "keys":
         after, made = holder.make_key(safe, me.key, request.study, me.site, as_number(fields["epoch"]), me.roster)
         return after, cast(Mapping[str, Array], made)
-    if me.site != protect.key_holder:
-        raise UpdateRejected(f"expected the key holder '{protect.key_holder}' to be asked, found '{me.site}' was")
+    if me.site != protect.opener:
+        raise UpdateRejected(f"expected the key holder '{protect.opener}' to be asked, found '{me.site}' was")
     members = _read_names(fields["members"])
     signatures = by_member(members, fields["signatures"], 64)
     if request.ask == "shares":
         publics = by_member(members, fields["publics"], 32)
         keys = {one: (publics[one], signatures[one]) for one in members}
-        after, key = holder.hold(safe, me.key, request.study, me.site, keys, me.roster, protect.least)
+        least = protect.least + (protect.holder is not None)  # members that have patients, and the holder besides
+        after, key = holder.hold(safe, me.key, request.study, me.site, keys, me.roster, least)
         signature = as_bytes(key.signature)
         return after, cast(Mapping[str, Array], {"public": key.public, "sealed": key.sealed, "signature": signature})
+    if protect.holder in members:
+        raise UpdateRejected(
+            "expected a sum over sites that have patients, found the key holder among them: nothing was opened"
+        )
     digests, tags = (by_member(members, fields[name], size) for name, size in (("digests", 32), ("tags", 8 * tag.ROWS)))
     parts = {one: (digests[one], tags[one], signatures[one]) for one in members}
     subject, size = fields["subject"].tobytes().decode("ascii", "replace"), as_number(fields["size"])
@@ -98,11 +103,11 @@ def protect_sums(
         arrays["ckks.sealed"],
         arrays["ckks.signature"].tobytes(),
     )
-    holder.verify(key, request.study, protect.key_holder, me.roster)
-    words = sheet.words(sums, len(me.roster))  # as masked sums: a step is the same whoever is away
+    holder.verify(key, request.study, protect.opener, me.roster)
+    words = sheet.words(sums, protect.counted(me.roster))  # as masked sums: a step is the same whoever is away
     announced, subject = sha256(encode(request)).digest(), subject_of(request)
     found = holder.protect(
-        safe, me.key, me.site, key, request.study, protect.key_holder, announced, subject, digits.split(words)
+        safe, me.key, me.site, key, request.study, protect.opener, announced, subject, digits.split(words)
     )
     return cast(Mapping[str, Array], found)
 

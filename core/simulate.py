@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedrounds.core import encrypted
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.answer import Policy, empty, handle, handle_masked
 from fedrounds.core.identity import new_key, public_key
@@ -47,11 +48,12 @@ def simulate(
     """
     encoded = {site: rows for site, rows in data.items() if isinstance(rows, Rows)}
     state = state or plan.start(plan.no_statistics() if encoded else None)
-    keys = {site: new_key() for site in data} if plan.study.masked else {}
+    holder = encrypted.third_party(plan.study)  # it has no rows
+    keys = {site: new_key() for site in [*data, *([holder] if holder else [])]} if plan.study.masked else {}
     roster = {site: public_key(key) for site, key in keys.items()}
     sites = {
         site: _Site(site, plan, policy, rng_of or plan.rng, Self(site, keys[site], roster) if keys else None)
-        for site in data
+        for site in keys or data
     }
     keyring: Keys | None = None
 
@@ -93,10 +95,11 @@ class _Site:
     def __post_init__(self) -> None:
         self.vault = empty(self.plan)
 
-    def answer(self, request: Request, data: Cohort | Rows) -> Reply:
+    def answer(self, request: Request, data: Cohort | Rows | None) -> Reply:
         """Answer a request, and keep what it leaves."""
         rng = self.rng_of(request.round, self.name)
         if self.me is None:
+            assert data is not None
             self.memory, reply = handle(request, self.memory, data, self.plan, self.policy, self.name, rng)
         else:
             self.vault, self.memory, reply = handle_masked(
@@ -114,6 +117,6 @@ def _replies(
 ) -> Iterator[Reply]:
     for name in asking.sites:
         request = asking.request_to(name)
-        reply = sites[name].answer(decode(encode(request), Request) if wire else request, data[name])
+        reply = sites[name].answer(decode(encode(request), Request) if wire else request, data.get(name))
         if lost is None or not lost(request, name):
             yield decode(encode(reply), Reply) if wire else reply

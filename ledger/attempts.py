@@ -11,7 +11,7 @@ Whoever is killed finds the open attempt and asks the very same bytes again. Eac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ from fedrounds.ledger.queries import newest
 from fedrounds.ledger.rows import Attempt, Receipt
 
 if TYPE_CHECKING:
+    from fedrounds.core.privacy.agreed import Agreed
     from fedrounds.core.round import Asking
     from fedrounds.ledger.database import Database
 
@@ -43,8 +44,17 @@ class Attempts(ABC):
     def _record(self, connection: Connection, *leaves: audit.Leaf) -> None:
         """Add to the audit log."""
 
+    @abstractmethod
+    def _unheld(self, connection: Connection, rosters: Iterable[Agreed]) -> list[audit.Leaf]:
+        """Leaves about rosters that the audit log does not hold."""
+
     def open_attempt(
-        self, after: int, asking: bytes, deadline: float, requests: Mapping[str, str] | None = None
+        self,
+        after: int,
+        asking: bytes,
+        deadline: float,
+        requests: Mapping[str, str] | None = None,
+        rosters: Sequence[Agreed] = (),
     ) -> Attempt:
         """Begin the visit after `after`: write down what is asked, before anybody is.
 
@@ -52,6 +62,7 @@ class Attempts(ABC):
             asking: as `core.asking.dump` gives it.
             deadline: until when replies are waited for.
             requests: site -> SHA-256, hex, of the request that it will get, for the audit log.
+            rosters: by whose keys what is asked is hidden, for the audit log too.
 
         Returns:
             The attempt, under a new number; the open one if it asks the same.
@@ -92,7 +103,8 @@ class Attempts(ABC):
                 asking,
             )
             connection.execute(insert(schema.attempts).values(_row(made)))
-            self._record(connection, audit.of_question(made, request, requests or {}))
+            question = audit.of_question(made, request, requests or {}, rosters)
+            self._record(connection, *self._unheld(connection, rosters), question)
         return made
 
     def attempt(self) -> Attempt | None:

@@ -6,9 +6,10 @@ can show what they were. No floating-point number is in it, so that its lines ha
 
 from __future__ import annotations
 
+import json
 from abc import ABC
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from sqlalchemy import Connection, func, insert, select
 from fedrounds.core.errors import LogBroken, StateError
 from fedrounds.core.privacy import merkle
 from fedrounds.core.privacy.log import NOTHING, Signer, digest_of, statement
-from fedrounds.core.privacy.note import Checkpoint, checkpoint_of
+from fedrounds.core.privacy.note import Checkpoint, checkpoint_of, unb64
 from fedrounds.ledger import schema
 from fedrounds.ledger.queries import last, lineage_of, newest
 
 if TYPE_CHECKING:
     from fedrounds.core.messages import Request
+    from fedrounds.core.privacy.agreed import Agreed
     from fedrounds.ledger.database import Database
     from fedrounds.ledger.rows import Act, Attempt, Decision
 
@@ -87,12 +89,21 @@ def of_failure(row: Mapping[str, Any]) -> Leaf:
     return Leaf("failure", row["visit"], {}, facts)
 
 
-def of_question(attempt: Attempt, request: Request, requests: Mapping[str, str]) -> Leaf:
+def of_question(
+    attempt: Attempt, request: Request, requests: Mapping[str, str], rosters: Iterable[Agreed] = ()
+) -> Leaf:
     """A question, before anybody is asked: whoever gets one that is not here was asked behind the others' backs."""
     facts: dict[str, Any] = {name: getattr(request, name) for name in ("round", "exchange", "ask", "base")}
     facts |= {"attempt": attempt.number, "visit": attempt.visit}
     facts |= {"deadline": _ms(attempt.deadline)}
+    if named := sorted(agreed.digest for agreed in rosters):
+        facts["rosters"] = named
     return Leaf("asked", attempt.number, requests, facts)
+
+
+def of_roster(agreed: Agreed) -> Leaf:
+    """Whose keys the coming questions rest on, and who signed that they go by them."""
+    return Leaf("roster", 0, {"roster": agreed.digest}, agreed.facts)
 
 
 def of_drop(attempt: int) -> Leaf:
@@ -179,6 +190,15 @@ class Audited(ABC):
                 found[row.visit][row.site] = row.verdict
         return found
 
+    def _unheld(self, connection: Connection, rosters: Iterable[Agreed]) -> list[Leaf]:
+        """Leaves about the rosters that were signed for and that the log does not hold yet."""
+        signed = [agreed for agreed in rosters if agreed.signed]
+        if not signed:
+            return []
+        lines = connection.scalars(select(schema.log.c.line).where(schema.log.c.kind == "roster"))
+        held = {json.loads(unb64(json.loads(bytes(line))["payload"]))["predicate"]["digest"] for line in lines}
+        return [of_roster(agreed) for agreed in signed if agreed.digest not in held]
+
     def _record(self, connection: Connection, *leaves: Leaf) -> None:
         """Add leaves and a signed head, in the caller's transaction.
 
@@ -235,6 +255,8 @@ class Audited(ABC):
         facts = {"study": lineage.name if lineage else "", "lineage": lineage.lineage if lineage else ""}
         digest, base = lineage.digest if lineage else "", first.subjects.get("base", "")
         facts |= {"digest": digest, "key": signer.public.hex(), "protocol": digest_of(protocol)}
+        if (sums := _sums(protocol)) != "plain":
+            facts["sums"] = sums
         return Leaf(
             "begun",
             0,
@@ -246,6 +268,11 @@ class Audited(ABC):
 def lines_of(lines: Sequence[bytes]) -> bytes:
     """The log as a file: a leaf a line."""
     return b"".join(line + b"\n" for line in lines)
+
+
+def _sums(protocol: Any) -> str:
+    """How a protocol hides its sums: plain, masked or ckks."""
+    return (protocol or {}).get("privacy", {}).get("protect", {}).get("kind", "plain")
 
 
 def _ms(seconds: float) -> int:

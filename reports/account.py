@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedrounds.core.encrypted import third_party
 from fedrounds.core.study import Study
 from fedrounds.reports import charts
 from fedrounds.reports.evidence import Evidence
@@ -31,8 +32,8 @@ MASKED = (
 )
 ENCRYPTED = (
     "There is no differential privacy. Sums were encrypted: whoever runs the study sees sums over the hospitals that were heard, nothing of one"
-    " of them, unless it is in league with the hospital that holds the key or with another member. Sums left that hospital rounded to whole"
-    " steps of a grid. The protocol awaits outside review."
+    " of them, unless it is in league with {} or with another member. Sums left it rounded to whole steps of a grid. The protocol awaits"
+    " outside review."
 )
 PRIVATE = (
     "There is no secure aggregation: whoever runs the study sees each hospital's noised updates. The noise's sampler and the accounting of"
@@ -317,7 +318,8 @@ def limits_of(study: Study) -> tuple[str, ...]:
     """What a report of a study does not show."""
     if study.privacy.dp or study.masked:
         ckks = study.masked and study.masked.kind == "ckks"
-        hidden = ENCRYPTED if ckks else TOGETHER if study.masked else PRIVATE
+        whose = "the third party that holds the key" if third_party(study) else "the hospital that holds the key"
+        hidden = ENCRYPTED.format(whose) if ckks else TOGETHER if study.masked else PRIVATE
         return (hidden if study.privacy.dp or ckks else f"{MASKED}{_by_groups(study)}", *LIMITS[1:])
     return LIMITS
 

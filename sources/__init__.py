@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
+from fedrounds.core.errors import StudyError
 from fedrounds.core.table import Table
 from fedrounds.sources import bundled, csv_file, keep, parquet, sql
 from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, ParquetSource, Source, SqlSource
@@ -15,7 +16,7 @@ from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, Parque
 __all__ = ["BundledSource", "CsvSource", "FoldFile", "ParquetSource", "Source", "SqlSource", "load"]
 
 
-def load(source: Source, root: Path, site: str) -> Table:
+def load(source: Source | None, root: Path, site: str) -> Table:
     """The site's rows. Relative paths start at `root`; `site` is for messages only.
 
     Raises:
@@ -23,6 +24,10 @@ def load(source: Source, root: Path, site: str) -> Table:
         DataContractError: the file or the database holds no usable table.
     """
     match source:
+        case None:
+            raise StudyError(
+                f"expected [source] in the file of site '{site}', found none: say there where its rows are"
+            )
         case CsvSource():
             return keep.recipe(csv_file.read(source, root, site), source, root, site)
         case ParquetSource():

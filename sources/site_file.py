@@ -63,11 +63,12 @@ class SiteFile(Options):
 
     `absent` lists features that it does not record; `split_key` is the secret by which it draws validation rows (two runs with the same
     key draw the same); `simulated` says that the hospital is made up, though its patients may be real. `coordinator` and `agent` are of a
-    hospital that takes part from afar, and so is `data`: the folder where the source's relative paths start, if it is not this file's.
+    hospital that takes part from afar, and so is `data`: the folder where the source's relative paths start, if it is not this file's. Who
+    holds a study's key as a third party has no patients, and no `source`.
     """
 
     name: Name
-    source: Source
+    source: Source | None = None
     data: str = ""
     absent: tuple[str, ...] = ()
     split_key: str = ""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedrounds.core.errors import LogBroken, StateError
 from fedrounds.core.identity import new_key, public_key
+from fedrounds.core.privacy import agreed
 from fedrounds.core.privacy.log import Log, examine, kind_of
 from fedrounds.core.privacy.note import Checkpoint, pem_of, public_from_pem, read_note
 from fedrounds.ledger import audit
@@ -124,9 +125,10 @@ def verify_file(file: Path, seen: Sequence[Checkpoint] = ()) -> Verified:
     if rest:
         lines.append(rest)  # a line without its end is none, and `examine` says which
     log = examine(lines, note.decode("utf-8", "replace"), key, seen)
+    rosters = agreed.require(log.statements)
     if rest:
         raise LogBroken(f"leaf {len(lines) - 1} of the log: its line has no end: it was cut short")
-    return Verified(log, 0, key)
+    return Verified(log, 0, key, rosters)
 
 
 def checkpoint_in(file: Path) -> Checkpoint:
@@ -153,6 +155,7 @@ class Verified:
     log: Log
     visits: int
     key: bytes
+    rosters: Sequence[str] = ()  # digests, hex, of those that questions were asked under
 
 
 def key_of(lines: Sequence[bytes]) -> bytes:
@@ -183,7 +186,8 @@ def verify(ledger: Ledger, public: bytes | None = None, seen: Sequence[Checkpoin
         heads = dict(ledger.log_heads())
         witnessed = [read_note(heads[size])[0] for size, _ in ledger.witnesses().values()]
         found = examine(lines, note, key, [*seen, *witnessed])
-        return Verified(found, _held_against(ledger, found), key)
+        rosters = agreed.require(found.statements)
+        return Verified(found, _held_against(ledger, found), key, rosters)
     except LogBroken:
         if ledger.checkpoint() == note:
             raise

@@ -18,6 +18,7 @@ from fedrounds.core.groups import Grouped
 from fedrounds.core.masked import Masking
 from fedrounds.core.messages import Finding, Reply, Request, decode
 from fedrounds.core.phases import step_of, subject_of
+from fedrounds.core.privacy.agreed import rosters_of
 from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
 from fedrounds.tasks import drift, witness
@@ -39,6 +40,7 @@ class Correspondence(Run):
     """A run whose wards are desks: what a hospital says comes by mail, or not at all."""
 
     wards: dict[str, Desk]  # type: ignore[assignment]
+    everybody: Mapping[str, Desk]  # type: ignore[assignment]
     carrier = "mail"
 
     def resume(self) -> None:
@@ -61,8 +63,9 @@ class Correspondence(Run):
         deadline = time.time() + self.folder.operations.federation.deadline_s
         self.ledger.drop_attempt()  # of a run that died, or of the exchange before: nothing of it is needed
         digests = {site: sha256(request).hexdigest() for site, request in asking.requests.items()}
-        opened = self.ledger.open_attempt(self.visit, dump(asking), deadline, digests)
-        self._looked_at = {name: set[str]() for name in self.wards}
+        rosters = rosters_of(asking.masking)
+        opened = self.ledger.open_attempt(self.visit, dump(asking), deadline, digests, rosters)
+        self._looked_at = {name: set[str]() for name in self.everybody}
         self._answered, self._enough = 0, 0.0
         shown = witness.shown(self.ledger, opened.number, asking.sites)
         self.asked = Question(self.visit + 1, opened.number, asking, deadline, shown)
@@ -93,23 +96,23 @@ class Correspondence(Run):
         """Clear each mailbox of what is over, and put the question into it."""
         for name in sites:
             self._clear(name, question)
-            self.wards[name].ask(question)
+            self.everybody[name].ask(question)
 
     def clear(self) -> None:
         """Leave every mailbox empty but for the study, after the last question."""
-        for name in self.wards:
+        for name in self.everybody:
             self._clear(name, self.asked, all_of_it=True)
 
     def _clear(self, name: str, question: Question, all_of_it: bool = False) -> None:
         """Drop what is over; a reply among it that was not taken came too late, and is written down."""
-        for left in self.wards[name].sweep(None if all_of_it else question):
+        for left in self.everybody[name].sweep(None if all_of_it else question):
             number, exchange = question.number_of(left), int(left.phase.rpartition("-")[2])
             if number > 0:  # else a name that no question ever had
                 self.ledger.note_reply(Receipt(number, exchange, name, left.digest, "late", LATE))
 
     def look(self, site: str, question: Question) -> bytes | None:
         """What the site has answered, None while it has not; what is no answer is written down and passed over."""
-        desk, number, exchange = self.wards[site], question.attempt, question.request.exchange
+        desk, number, exchange = self.everybody[site], question.attempt, question.request.exchange
         for it in desk.received(question, self._looked_at[site]):
             outcome = "refused" if it.refused else "declined" if it.declined else "taken"
             reason = it.refused or it.declined

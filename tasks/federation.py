@@ -11,6 +11,7 @@ from pathlib import Path
 from fedrounds.coordinator import config as configs
 from fedrounds.coordinator import roster
 from fedrounds.coordinator.config import Config
+from fedrounds.core import encrypted
 from fedrounds.core.errors import QuorumError
 from fedrounds.core.plan import build
 from fedrounds.exchange.exchange import Exchange
@@ -45,13 +46,19 @@ class Federation:
         sites, plan = roster.active(self.home), build(self.folder.study)
         keys = agreed.published(self.home) if self.folder.study.masked else {}
         if keys:
-            masks.enough(self.folder.study, keys)
+            masks.enough(self.folder.study, encrypted.patients(self.folder.study, keys))
         if keys:  # who has joined since is asked once the others know its key
             sites = {name: site for name, site in sites.items() if site.key == keys.get(name, b"").hex()}
-        quorum = self.folder.operations.quorum_of(len(sites))
-        if len(sites) < quorum or not sites:
+        hospitals = encrypted.patients(self.folder.study, sites)
+        quorum = self.folder.operations.quorum_of(len(hospitals))
+        if (holder := encrypted.third_party(self.folder.study)) and holder not in sites:
             raise QuorumError(
-                f"expected at least {quorum} hospitals in {self.home / 'sites'} that have joined, found {len(sites)}:"
+                f"expected the key holder '{holder}' among those in {self.home / 'sites'} that have joined and whose key is on the roster, found"
+                " it is not: invite it, and agree on its key"
+            )
+        if len(hospitals) < quorum or not hospitals:
+            raise QuorumError(
+                f"expected at least {quorum} hospitals in {self.home / 'sites'} that have joined, found {len(hospitals)}:"
                 " `fedrounds coordinator invite` them, `fedrounds coordinator sites` shows who has"
             )
         key, desks = read_key(self.home / "keys" / "coordinator.key"), dict[str, Desk]()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fedrounds.core import encrypted
 from fedrounds.core.errors import StateError, StudyError
 from fedrounds.core.operations import Operations
 from fedrounds.core.study import Study
@@ -66,6 +67,11 @@ def read(path: Path, data: Path | None = None, with_suite: bool = True, alone: b
     _agree(study, operations, sites)
     if not alone:
         masks.enough(study, sites)
+        without = [name for name, site in sites.items() if site.source is None]
+        if without:
+            raise StudyError(
+                f"expected [source] in {path / 'sites' / f'{without[0]}.toml'}, found none: say there where its rows are"
+            )
     return Folder(path, data or path, study, operations, sites, _suite(path, operations) if with_suite else None)
 
 
@@ -110,14 +116,15 @@ def _sites(folder: Path, operations: Operations) -> dict[str, SiteFile]:
     return {name: sites[name] for name in sorted(roster)}
 
 
-def _agree(study: Study, operations: Operations, sites: Collection[str]) -> None:
+def _agree(study: Study, operations: Operations, everybody: Collection[str]) -> None:
     """What no single file can see."""
+    sites = encrypted.patients(study, everybody)
     masks.require(study, operations)
     if study.name.lower() in RESERVED:
         raise StudyError(
             f"expected a study's own name, found '{study.name}' in study.toml, which MLflow's files have: choose another `name`"
         )
-    if operations.quorum_of(len(sites)) > len(sites):
+    if sites and operations.quorum_of(len(sites)) > len(sites):
         raise StudyError(
             f"expected a quorum of at most {len(sites)} sites, found {operations.quorum} in operations.toml: lower it, or add sites"
         )
@@ -131,7 +138,7 @@ def _agree(study: Study, operations: Operations, sites: Collection[str]) -> None
     if operations.schedule is not None:
         check_calendar(operations.schedule)
     stated = set(study.weights) if isinstance(study.weights, dict) else set(sites)
-    if not (stated == set(sites) or (operations.sites is not None and stated > set(sites))):
+    if sites and not (stated == set(sites) or (operations.sites is not None and stated > set(sites))):
         raise StudyError(
             f"expected `weights` in study.toml for {', '.join(sites)}, found {', '.join(sorted(stated))}: state one a site"
         )

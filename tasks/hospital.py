@@ -22,6 +22,7 @@ from typing import Any
 from fedrounds.core import answer as answers
 from fedrounds.core import identity
 from fedrounds.core.algorithm import SiteState
+from fedrounds.core.encrypted import third_party
 from fedrounds.core.encrypting import opens
 from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.groups import roster_of
@@ -30,6 +31,7 @@ from fedrounds.core.masked import Self
 from fedrounds.core.messages import Finding, Reply, Request, answer_to, decode, encode, pack, unpack
 from fedrounds.core.phases import PHASES
 from fedrounds.core.privacy import vault as vaults
+from fedrounds.core.privacy.epoch import roster_digest
 from fedrounds.exchange.name import Name, folder
 from fedrounds.site.book import Asked, Book, Question
 from fedrounds.site.budget import Budgets
@@ -48,6 +50,8 @@ OTHER_GROUP = (
     "its group under masks would be another one by the roster that its people agreed on since: two groups' sums would tell of one site, so begin"
     " a new study"
 )
+NOT_ITS = "it has no patients, and the study does not name it as the `holder` of its key"
+OTHER_ROSTER = "the coordinator's log says that it was asked under another roster than the one that its people agreed on: compare the digests"
 GATE_S = 900  # of one gate; a suite may hold a pattern that never ends
 
 
@@ -60,6 +64,7 @@ class Letter:
     request: Request
     size: int  # bytes that came
     unlogged: str = ""  # why the coordinator's log does not bear it out
+    rosters: tuple[str, ...] | None = None  # under which it was asked, as that log says; None where it is not shown
 
     def __repr__(self) -> str:
         return f"Letter({self.name.folder})"
@@ -160,7 +165,7 @@ class Hospital:
             raise UpdateRejected(
                 f"expected a request about round {self.book.newest(request.study)} or later, found one about round {request.round}: it is an old one"
             )
-        return Letter(name, about, request, len(signed), self.witness.refusal(name, request.study, payload))
+        return Letter(name, about, request, len(signed), *self.witness.borne(name, request.study, payload))
 
     def _verified(self, about: About, signed: bytes) -> bytes:
         return identity.verify(self.coordinator, about, signed, LARGEST_REQUEST)
@@ -192,6 +197,8 @@ class Hospital:
 
     def given(self, letter: Letter) -> Answer | None:
         """The answer without any work: the one that was given before, or the policy's refusal; None if there is work to do."""
+        if self.file.source is None and letter.request.ask not in PHASES:
+            return self._refused(letter.request, answers.NO_ROWS)
         unlogged = letter.unlogged or (OFF_RECORD if self._off_record(letter.request) else "")
         if unlogged:
             return self._refused(letter.request, unlogged)
@@ -219,9 +226,9 @@ class Hospital:
             ServiceError: the rows cannot be had now, or the disk is full: nothing was sent, a later look tries again.
         """
         with withheld("an answer to a request"):
-            return self._worked(letter.request)
+            return self._worked(letter.request, letter.rosters)
 
-    def _worked(self, request: Request) -> Answer:
+    def _worked(self, request: Request, rosters: tuple[str, ...] | None) -> Answer:
         if request.ask == "gate" and stale(request.study, self.mailbox, self.home):
             self._forget(request.study)
         joined = self.joined(request.study)
@@ -237,7 +244,7 @@ class Hospital:
         refusal = "" if request.ask in PHASES else self.changed(joined)
         if refusal:
             return self._refused(request, refusal)
-        after, reply, learnt = self._answered(request, joined)
+        after, reply, learnt = self._answered(request, joined, rosters)
         if reply.refusal:
             return self._refused(request, reply.refusal)
         answer = Answer(encode(reply), "answered", state=pack({}, after))
@@ -247,7 +254,9 @@ class Hospital:
         self.book.keep(self.question(request), answer.message, state, **learnt)
         return answer
 
-    def _answered(self, request: Request, joined: Joined) -> tuple[SiteState, Reply, Mapping[str, Any]]:
+    def _answered(
+        self, request: Request, joined: Joined, rosters: tuple[str, ...] | None
+    ) -> tuple[SiteState, Reply, Mapping[str, Any]]:
         """The memory that the answer leaves, the answer, and what must be in the book before it is sent."""
         ward, arrays = joined.ward, request.arrays
         agreed = {name: arrays[name].tobytes() for name in ("impute", "center", "scale") if name in arrays}
@@ -264,6 +273,8 @@ class Hospital:
         memory: SiteState = unpack(kept)[1] if kept else {}
         if joined.plan.study.masked is None:
             return *ward.reply(request, memory), {}
+        if self.file.source is None and third_party(joined.plan.study) != self.name:
+            return memory, answer_to(request, self.name, NOT_ITS), {}
         roster, key = self.roster(), f"vault {request.study}"
         if not roster:
             return memory, answer_to(request, self.name, NO_ROSTER), {}
@@ -272,6 +283,8 @@ class Hospital:
         mine = {name: public.hex() for name, public in group.items()}
         if (self.book.fact(f"group {request.study}") or mine) != mine:
             return memory, answer_to(request, self.name, OTHER_GROUP), {}
+        if rosters is not None and roster_digest(group or roster).hex() not in rosters:
+            return memory, answer_to(request, self.name, OTHER_ROSTER), {}
         vault = self.book.fact(key)
         before = vaults.load(bytes.fromhex(vault)) if vault else answers.empty(joined.plan)
         secrets, after, reply = ward.masked(request, before, Self(self.name, self.key, roster), memory)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrounds.core import identity
+from fedrounds.core.encrypted import third_party
 from fedrounds.core.errors import ServiceError, StateError, StudyError
 from fedrounds.core.identity import About
 from fedrounds.core.invitation import Invitation
@@ -41,7 +42,7 @@ class Checked:
     coordinator: str  # the fingerprint of its key
     columns: list[str]
     patients: int  # shown here alone
-    verdict: Verdict
+    verdict: Verdict | None  # None of who has no patients
     refusal: str  # of the policy; empty if the site can take part
 
     def document(self) -> dict[str, Any]:
@@ -53,17 +54,20 @@ class Checked:
             "coordinator": self.coordinator,
             "columns": self.columns,
             "patients": self.patients,
-            "gate": line(self.verdict),
+            "gate": line(self.verdict) if self.verdict else "",
             "refusal": self.refusal,
         }
 
 
-def prepared(invitation: Invitation, home: Path, data: Path | None, site_file: Path | None) -> Path:
+def prepared(
+    invitation: Invitation, home: Path, data: Path | None, site_file: Path | None, holder: bool = False
+) -> Path:
     """A folder beside `home` with all that the hospital's own will hold; what an earlier try left there is used on.
 
     Args:
         data: a table (CSV, Parquet), or the folder where the paths of `site_file` start.
         site_file: a site.toml with [source], and whatever else the hospital wants to say.
+        holder: it has no patients, and holds the key of a study's sums.
 
     Raises:
         StudyError: they are not there, or say what they cannot mean.
@@ -77,7 +81,7 @@ def prepared(invitation: Invitation, home: Path, data: Path | None, site_file: P
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         scratch.chmod(0o700)
-        (scratch / "site.toml").write_text(_site_toml(invitation, data, site_file), encoding="utf-8")
+        (scratch / "site.toml").write_text(_site_toml(invitation, data, site_file, holder), encoding="utf-8")
         if invitation.ca:
             (scratch / "ca.pem").write_text(invitation.ca)
         if not (scratch / "site.key").exists():
@@ -112,6 +116,15 @@ def check(scratch: Path, invitation: Invitation) -> Checked:
         raise StudyError(
             f"expected a study that this hospital can take part in, found that {joined}: mend the site file, or ask the coordinator"
         )
+    study = joined.folder.study
+    shown = identity.fingerprint(bytes.fromhex(invitation.coordinator))
+    if (site.source is None) != (third_party(study) == site.name):
+        raise StudyError(
+            f"expected --holder of the third party that holds the key, and of nobody else, found '{third_party(study) or 'none'}' as `holder` in the"
+            f" study and '{site.name}' {'without' if site.source is None else 'with'} rows: ask the coordinator"
+        )
+    if site.source is None:
+        return Checked(site.name, study.name, study.digest, shown, [], 0, None, "")
     patients = joined.ward.load()  # raises what breaks the contract, in its own words: they stay here
     hospital = Hospital(scratch)
     try:
@@ -119,8 +132,6 @@ def check(scratch: Path, invitation: Invitation) -> Checked:
     finally:
         joined.gates.kill()
         hospital.close()
-    study = joined.folder.study
-    shown = identity.fingerprint(bytes.fromhex(invitation.coordinator))
     return Checked(
         site.name, study.name, study.digest, shown, columns_of(study), patients, verdict, joined.ward.refusal()
     )
@@ -163,9 +174,16 @@ def _own_password(scratch: Path, coordinator: Coordinator, invitation: Invitatio
     new.replace(scratch / "password")
 
 
-def _site_toml(invitation: Invitation, data: Path | None, site_file: Path | None) -> str:
+def _site_toml(invitation: Invitation, data: Path | None, site_file: Path | None, holder: bool) -> str:
     """The hospital's own file: what it says of its rows, then whom it answers and how."""
-    said = _described(invitation.site, data, site_file) if site_file else _table(invitation.site, data)
+    if holder and (data or site_file):
+        raise StudyError(
+            "expected --holder without rows, found --data or --site-file: who has patients names no --holder"
+        )
+    if holder:
+        said = f"name = {json.dumps(invitation.site)}"
+    else:
+        said = _described(invitation.site, data, site_file) if site_file else _table(invitation.site, data)
     about = {
         "key": invitation.coordinator,
         "exchange": invitation.url,
@@ -198,6 +216,10 @@ def _described(site: str, data: Path | None, file: Path) -> str:
     known = read_site(file)
     if known.coordinator is not None:
         raise StudyError(f"expected a site file without [coordinator], found one in {file}: the invitation says it")
+    if known.source is None:
+        raise StudyError(
+            f"expected [source] in {file}, found none: say there where the rows are, or join with --holder"
+        )
     if data is not None and not data.is_dir():
         raise StudyError(f"expected the folder where paths in {file} start, found none at {data}: mend --data")
     text = file.read_text(encoding="utf-8").rstrip()

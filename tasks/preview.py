@@ -63,6 +63,10 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
         StudyError: the study does not fit the hospital.
         ServiceError: the study is not in the mailbox.
     """
+    if hospital.file.source is None:
+        raise StudyError(
+            f"expected a hospital with rows, found '{hospital.name}', which holds a key alone: nothing of a row leaves"
+        )
     joined = hospital.joined(newest(hospital.mailbox, hospital.coordinator, hospital.name))
     if isinstance(joined, str):
         raise StudyError(joined)
@@ -99,11 +103,11 @@ def _masked(name: str, joined: Joined) -> Iterator[Sample]:
     ckks = encrypted.protecting(plan.study)
     fewest = FEWEST_COUNTED if plan.study.masked.margin is not None else FEWEST * plan.study.masked.groups
     others = tuple(f"made-up-{number}" for number in range(1, fewest))
-    keys = {one: new_key() for one in sorted({name, *others, *([ckks.key_holder] if ckks else [])})}
+    keys = {one: new_key() for one in sorted({name, *others, *([ckks.opener] if ckks else [])})}
     roster = {one: public_key(key) for one, key in keys.items()}
-    vaults, state = {one: empty(plan) for one in keys}, plan.start()
+    vaults, state, asked = {one: empty(plan) for one in keys}, plan.start(), encrypted.patients(plan.study, keys)
     for ask in ("statistics", "train", "score"):
-        asking: Any = open_round(state, plan, ask, keys, roll=Roll(roster, 1 + vaults[name].number))
+        asking: Any = open_round(state, plan, ask, asked, roll=Roll(roster, 1 + vaults[name].number))
         while asking.request.ask in PHASES:  # keys and shares
             replies: list[Reply] = []
             for one in asking.sites:

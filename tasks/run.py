@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedrounds.core.champion import judged
-from fedrounds.core.encrypted import Encrypting
+from fedrounds.core.encrypted import Encrypting, third_party
 from fedrounds.core.errors import GateHalt, QuorumError, StudyError
 from fedrounds.core.groups import Grouped
 from fedrounds.core.identity import public_key
@@ -21,6 +21,7 @@ from fedrounds.core.round import Asking, Closed, Keys, Roll, close_exchange, ope
 from fedrounds.core.state import RunState
 from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
+from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import drift, privacy
 from fedrounds.tasks.acts import present, ungated
 from fedrounds.tasks.audit import signing_key
@@ -99,6 +100,7 @@ class Run:
         self.visit = head.visit if head else 0
         self.state: RunState = present(ledger, head) if head else self.plan.start()
         self.wards = dict(wards if wards is not None else self._wards())
+        self.holder = self._third_party()
         self.verdicts: dict[str, Verdict] = {}
         self.new_verdicts: dict[str, Verdict] = {}
         self.excluded: list[str] = []
@@ -128,6 +130,18 @@ class Run:
     def _wards(self) -> Mapping[str, Ward]:
         return {name: Ward(site, self.plan, self.folder.data) for name, site in self.folder.sites.items()}
 
+    def _third_party(self) -> Ward | None:
+        """Who holds the key of a study's sums and has no patients, None where nobody is so: asked for nothing but its part."""
+        name = third_party(self.folder.study)
+        if not name:
+            return None
+        return self.wards.pop(name, None) or Ward(SiteFile(name=name), self.plan, self.folder.data)
+
+    @property
+    def everybody(self) -> Mapping[str, Ward]:
+        """Whoever may be asked: the sites, and a key holder that is none."""
+        return self.wards | ({self.holder.name: self.holder} if self.holder else {})
+
     @property
     def on_dask(self) -> bool:
         """Whether the sites' rows are at a Dask cluster."""
@@ -153,7 +167,8 @@ class Run:
 
     def groups(self, sites: Sequence[str]) -> list[Group]:
         """The sites in tasks: one each, or in batches when there are many."""
-        wards = [self.wards[name] for name in sites]
+        everybody = self.everybody
+        wards = [everybody[name] for name in sites]
         size, group = batch(len(wards)), self._crew.group if self._crew else Group
         return [group(wards[start : start + size], self.clock) for start in range(0, len(wards), size)]
 
@@ -232,7 +247,7 @@ class Run:
 
     def open(self, ask: Ask) -> Asking:
         self.started = time.time()
-        for ward in self.wards.values():
+        for ward in self.everybody.values():
             ward.begin()
         quorum = self.folder.operations.quorum_of(len(self.wards))
         roll = self.roll() if self.folder.study.masked else None
@@ -240,11 +255,12 @@ class Run:
 
     def roll(self) -> Roll:
         """The keys of a masked round. Those of a round that does not close are not used again."""
-        roster = {name: public_key(ward.key) for name, ward in self.wards.items()}
-        for ward in self.wards.values():
+        everybody = self.everybody
+        roster = {name: public_key(ward.key) for name, ward in everybody.items()}
+        for ward in everybody.values():
             ward.roster = roster
         keyring, self._keyring = self._keyring, None
-        return Roll(roster, 1 + max(ward.vault.number for ward in self.wards.values()), keyring)
+        return Roll(roster, 1 + max(ward.vault.number for ward in everybody.values()), keyring)
 
     def opening(self, masking: Masking | Grouped | Encrypting) -> None:
         """A masked sum is about to be opened. Sites of this process forget with it whose sums they opened."""

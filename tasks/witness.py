@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedrounds.core.errors import LogBroken, UpdateRejected
 from fedrounds.core.privacy import note as notes
@@ -74,6 +74,15 @@ def collect(ledger: Ledger, desk: Desk, question: Question) -> None:
 # --- at a hospital ----------------------------------------------------------------------------------------------------
 
 
+class Borne(NamedTuple):
+    """What a log says of a question: why it is not answered, as the log does not bear it out (empty if it does, or there never was a log);
+    and under which rosters it was asked, None where no log was shown.
+    """
+
+    refusal: str
+    rosters: tuple[str, ...] | None
+
+
 class Witness:
     """A hospital as it watches its coordinator's logs. What it believes is in its book before it answers.
 
@@ -89,8 +98,8 @@ class Witness:
         """What the book holds of a study's log: `note` and `line` of the last head, `before`: those of logs that another took the place of."""
         return self._book.fact(f"log {study}") or {}
 
-    def refusal(self, at: Name, study: str, request: bytes) -> str:
-        """Why a question is not answered, as the coordinator's log does not bear it out; empty if it does, or there never was a log."""
+    def borne(self, at: Name, study: str, request: bytes) -> Borne:
+        """What the coordinator's log says of a question."""
         kept, reason = self.kept(study), ""
         seen = notes.read_note(kept["note"])[0] if kept else None
         for name in self._mailbox.list(folder(at.round, at.attempt, _phase(at, "checkpoint")))[:MOST_OBJECTS]:
@@ -98,12 +107,13 @@ class Witness:
                 data = self._mailbox.get(name, witness.LARGEST)
                 given = witness.decode(data or b"")
                 head = witness.believed(given, self._public, seen, self._name, request)
+                rosters = witness.rosters_in(given, self._public)
             except (LogBroken, UpdateRejected) as error:
                 reason = str(error)
                 continue
             self._believe(study, kept, seen, head, given.note)
-            return ""
-        return reason or (UNSHOWN if kept else "")
+            return Borne("", rosters)
+        return Borne(reason or (UNSHOWN if kept else ""), None)
 
     def _believe(
         self, study: str, kept: Mapping[str, Any], seen: Checkpoint | None, head: Checkpoint, note: str

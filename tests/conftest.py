@@ -258,10 +258,11 @@ class Apart:
         suite: bool = False,
         masked: str = "",
         sites: tuple[str, ...] = SITES,
+        holder: str = "",
         **agent,
     ):
         """`protocol`: what to replace in study.toml; `operations`, `policy`: lines to add; `suite`: whether the gate has one; `masked`:
-        how sums are protected, and then every hospital's people have agreed on the keys of all.
+        how sums are protected, and then every hospital's people have agreed on the keys of all; `holder`: a third party without patients.
         """
         self.SITES = sites
         from fedrounds.cli.init import init
@@ -295,8 +296,8 @@ class Apart:
         self.read = folders.read(self.study)
         self.plan = build(self.read.study)
         self.key = identity.new_key()
-        self.keys = {site: identity.new_key() for site in self.SITES}
-        self.mail = {site: Exchange(Folder(str(base / "mail" / site))) for site in self.SITES}
+        self.keys = {site: identity.new_key() for site in (*self.SITES, *([holder] if holder else []))}
+        self.mail = {site: Exchange(Folder(str(base / "mail" / site))) for site in self.keys}
         self.package = package.packed(self.read, self.study)
         self.place = folders.state_of(self.study, self.read.study.name, base / "state")
         self.place = dataclasses.replace(self.place, signing=base / "coordinator.key")
@@ -308,8 +309,10 @@ class Apart:
             home = self.home(site)
             (home / "data").mkdir(parents=True)
             write_secret(home / "site.key", key.hex())
-            shutil.copy(self.study / "data" / f"{site}.csv", home / "data")
-            own = (self.study / "sites" / f"{site}.toml").read_text()
+            own = ""
+            if site != holder:
+                shutil.copy(self.study / "data" / f"{site}.csv", home / "data")
+                own = (self.study / "sites" / f"{site}.toml").read_text()
             known = f'key = "{identity.public_key(self.key).hex()}"\nexchange = "{base / "mail" / site}"'
             (home / "site.toml").write_text(
                 f'name = "{site}"\n{own}\n[coordinator]\n{known}\n[agent]\n{options}\n[policy]\n{policy}'

@@ -151,9 +151,17 @@ def test_two_of_four_lost_leave_the_sum_closed_and_the_study_goes_on_later(apart
 
 @pytest.mark.parametrize(
     ("agreed", "said"),
-    [("none", "have not agreed on the hospitals' keys"), ("another", "expected keys signed by 'west', found others")],
+    [
+        ("none", "have not agreed on the hospitals' keys"),
+        ("another", "asked under another roster than the one that its people agreed on"),
+        ("another, unread", "expected keys signed by 'west', found others"),
+    ],
 )
-def test_a_hospital_whose_people_go_by_no_roster_or_by_another_is_left_out_by_all_others(apart, agreed, said):
+def test_a_hospital_whose_people_go_by_no_roster_or_by_another_is_left_out_by_all_others(
+    apart, monkeypatch, agreed, said
+):
+    if agreed == "another, unread":  # a hospital that does not read in the log what it was asked under
+        monkeypatch.setattr("fedrounds.core.privacy.witness.rosters_in", lambda *_: None)
     study = apart(masked=MASKED, sites=FOUR)
     other = {**study.roster, "stranger": identity.public_key(identity.new_key())}
     kept = None if agreed == "none" else {name: key.hex() for name, key in other.items()}

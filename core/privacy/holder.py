@@ -1,9 +1,11 @@
-"""Encrypted sums: the coordinator adds up what it cannot read, and one site, the key holder, opens sums alone.
+"""Encrypted sums: the coordinator adds up what it cannot read, and one member, the key holder, opens sums alone.
 
     keys    make_key   once an epoch, everybody: a public key for what the holder tells it and no other
     shares  hold       once an epoch, the holder: the public key of encryption; for each member, sealed, the rows of tags (`tag.py`)
     (sums)  protect    everybody: its numbers under encryption, a tag over them, a signature over both
     open    disclose   the holder: the sum, once it has seen that it is one
+
+The holder is one of the sites, or a third party that is a member and has no rows (`settings.Ckks.holder`).
 
 Guarantees, against a coordinator that does what it likes, but has no member with it:
     * it learns sums alone: all else is under a key that it does not have;

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedrounds.core.frozen import Frozen, Name, NonNegative, Rate
 from fedrounds.core.privacy.hospital import Hospitals
@@ -28,7 +28,7 @@ class _Hidden(Frozen):
 
     @model_serializer(mode="wrap")
     def _older_studies_keep_their_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        later: dict[str, Any] = {"margin": None, "groups": 1}
+        later: dict[str, Any] = {"margin": None, "groups": 1, "key_holder": None, "holder": None}
         return {name: value for name, value in dump(self).items() if name not in later or value != later[name]}
 
 
@@ -46,15 +46,35 @@ class Masked(_Hidden):
 
 
 class Ckks(_Hidden):
-    """The coordinator adds up encrypted numbers (CKKS, Cheon et al. 2017), and a site that holds the key opens sums alone.
+    """The coordinator adds up encrypted numbers (CKKS, Cheon et al. 2017), and whoever holds the key opens sums alone.
 
-    `key_holder`: that site; `least`: it opens no sum of fewer; `clip`, `bits` as for masks; `batch`: exchanges for which a key serves.
+    Either `key_holder`: that one of the sites; or `holder`: a third party that has no patients, and is asked for none. `least`: no sum of
+    fewer sites is opened; `clip`, `bits` as for masks; `batch`: exchanges for which a key serves.
     """
 
     kind: Literal["ckks"]
-    key_holder: Name
+    key_holder: Name | None = None
+    holder: Name | None = None
     least: int = Field(default=3, ge=3)
     batch: int = Field(default=32, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _one_holds_the_key(self) -> Ckks:
+        if (self.key_holder is None) == (self.holder is None):
+            found = "neither" if self.holder is None else "both"
+            raise ValueError(
+                f"expected either `key_holder`, a site of the study, or `holder`, a third party without patients, found {found}"
+            )
+        return self
+
+    @property
+    def opener(self) -> str:
+        """Who holds the key and opens sums."""
+        return self.key_holder or self.holder or ""
+
+    def counted(self, roster: Collection[str]) -> int:
+        """How many of a roster have patients: all but a third party that holds the key."""
+        return len(roster) - (self.holder in roster)
 
 
 Protect = Annotated[Plain | Masked | Ckks, Field(discriminator="kind")]

@@ -92,6 +92,14 @@ def believed(shown: Shown, public: bytes, seen: Checkpoint | None, site: str, re
     return head
 
 
+def rosters_in(shown: Shown, public: bytes) -> tuple[str, ...]:
+    """The digests of the rosters that the question was asked under, as the log's leaf about it says. Raises LogBroken."""
+    named: Any = opened(shown.line, public)["predicate"].get("rosters", ())
+    if not isinstance(named, list | tuple):
+        raise LogBroken("expected a list of rosters in the leaf about the question, found something else")
+    return tuple(map(str, named))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
 def _grown(seen: Checkpoint, head: Checkpoint, growth: Mapping[int, Sequence[bytes]]) -> None:
     if head.size < seen.size:
         raise LogBroken(
