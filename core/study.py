@@ -177,7 +177,7 @@ class Survival(Frozen):
     def ends(self) -> tuple[float, ...]:
         """Where each interval of the grid ends."""
         if isinstance(self.grid, Steps):
-            return tuple(self.grid.last * (step / self.grid.steps) for step in range(1, self.grid.steps + 1))
+            return tuple(self.grid.last * step / self.grid.steps for step in range(1, self.grid.steps + 1))
         return self.grid
 
 

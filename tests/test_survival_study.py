@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from statsmodels.duration.hazard_regression import PHReg
+from statsmodels.duration.survfunc import SurvfuncRight
 
 from fedrounds.core.answer import Policy
 from fedrounds.core.errors import DataContractError, QuorumError
@@ -18,8 +20,11 @@ from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort, clean, encode
 from fedrounds.core.regression import regression
 from fedrounds.core.simulate import simulate
-from fedrounds.core.study import Study
+from fedrounds.core.study import Study, Survival
+from fedrounds.core.survival import counted, score_bins
 from fedrounds.core.table import Table
+from fedrounds.reports.evidence import Evidence
+from fedrounds.reports.survived import survived, thirds
 
 SIZES = {"east": 110, "north": 180, "west": 260}
 GRID: dict[str, Any] = {"last": 1200, "steps": 12}
@@ -117,6 +122,13 @@ def test_a_time_beyond_the_grid_counts_as_last_seen_at_its_end_and_an_end_is_in_
     found = clean(table(columns), study, "east")
     assert found.y.tolist() == [1.0, -2.0, 3.0, -3.0, -2.0]
     assert found.dropped == {"no target": 2}
+
+
+def test_equal_steps_end_where_they_say_to_the_last_digit() -> None:
+    for steps in range(1, 200):
+        target = study_of(target=TARGET | {"grid": {"last": 7 * steps, "steps": steps}}).target
+        assert isinstance(target, Survival)
+        assert target.ends == tuple(float(7 * step) for step in range(1, steps + 1))
 
 
 @pytest.mark.parametrize(
@@ -281,3 +293,31 @@ at_risk = 3
     assert "gives the higher risk to the one to whom it happens first" in report
     assert "Hazard ratio" in report
     assert program("status", folder).returncode == 0
+
+
+def evidence(histogram: np.ndarray) -> Evidence:
+    record = {"scored": 1, "histogram": histogram.tolist(), "metrics": {}, "sites": {}}
+    visit = SimpleNamespace(visit=2, round=1, ask="score", record=record, committed=0.0, model="")
+    return Evidence(study_of(), "", 0.0, visits=(visit,), champion=1)
+
+
+def test_the_report_has_kaplan_meier_by_thirds_of_risk_and_hides_what_is_about_few() -> None:
+    rng = np.random.default_rng(1)
+    score = rng.normal(size=900)
+    time = np.clip(np.ceil(rng.exponential(9 * np.exp(-score))), 1, 12)
+    y = np.where((rng.uniform(size=900) < 0.6) & (time < 12), time, -time)
+    cell = score_bins(score, 50)
+    histogram = counted(y, 12, cell, 50).transpose(2, 1, 0)
+    groups = thirds(histogram)
+    assert groups.sum() == 900
+    assert (np.abs(groups.sum((1, 2)) - 300) < 40).all()
+    low = cell <= np.flatnonzero(np.cumsum(histogram.sum((0, 1))) == groups[0].sum())[0]
+    oracle = SurvfuncRight(np.abs(y[low]), y[low] > 0)
+    page = str(survived(evidence(histogram)))
+    for k in (3, 6, 9):
+        assert f"{oracle.surv_prob[oracle.surv_times <= k][-1]:.3f}" in page
+    assert "after 300 days" in page
+    assert "Log-rank" in page
+    few = counted(y[:40], 12, cell[:40], 50).transpose(2, 1, 0)
+    assert "too few to show" in str(survived(evidence(few)))
+    assert "kept the counts" in str(survived(evidence(np.zeros_like(few))))
