@@ -172,8 +172,15 @@ def test_a_study_that_cannot_mean_anything_is_refused(change: dict[str, Any], sa
     assert said in str(caught.value)
 
 
-def test_what_masks_hide_is_the_same_fit_to_their_grid() -> None:
-    plain, hidden = (build(study_of(privacy=privacy)) for privacy in ({}, {"protect": {"kind": "masked", "clip": 1.0}}))
+@pytest.mark.parametrize("strata", [None, "site"])
+@pytest.mark.parametrize(
+    "protect", [{"kind": "masked", "clip": 1.0}, {"kind": "ckks", "key_holder": "east", "clip": 1.0}]
+)
+def test_what_masks_or_encryption_hide_is_the_same_fit_to_their_grid(
+    protect: dict[str, Any], strata: str | None
+) -> None:
+    model = {"kind": "cox", "at_risk": 3, "strata": strata}
+    plain, hidden = (build(study_of(model=model, privacy=privacy)) for privacy in ({}, {"protect": protect}))
     data = cohorts(plain.study)
     (*_, one, scores), (*_, other, together) = (list(simulate(plan, data, 1)) for plan in (plain, hidden))
     assert np.abs(one.state.theta - other.state.theta).max() < 1e-6
