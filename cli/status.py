@@ -105,6 +105,8 @@ def _print(
 ) -> None:
     from rich.console import Console
 
+    from fedrounds.reports.summary import headline, title
+
     study = folder.study
     console = Console(highlight=False)
 
@@ -122,10 +124,11 @@ def _print(
                 f"{_gate_word(line.gate)}: {line.site} — {line.gate.removeprefix(f'{_gate_word(line.gate)}: ')}",
                 "yellow",
             )
-    if "auc_error" in record.get("metrics", {}):
-        error = record["metrics"]["auc_error"]
+    metric = headline(study)
+    if f"{metric}_error" in record.get("metrics", {}):
+        error = record["metrics"][f"{metric}_error"]
         exact = f"±{error:.4f}" if error >= 0.0001 else "<0.0001"
-        say(f"AUC from histograms of {study.validation.bins} bins: exact to {exact}.", "dim")
+        say(f"{title(metric)} from histograms of {study.validation.bins} bins: exact to {exact}.", "dim")
     say("* one pool of all rows: only a run in one process can know it.", "dim")
     for line in _standing(folder, standing, acts):
         say(line)

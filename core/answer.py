@@ -169,7 +169,10 @@ def _answered(
             asked = widen(request.arrays)
             if isinstance(data, Cohort) and request.ask not in OF_TABLE:
                 data = encode(data, plan.study, asked, plan.ones)
-            after, sums = plan.algorithms[request.ask].answer(asked, state, data, rng)
+            try:
+                after, sums = plan.algorithms[request.ask].answer(asked, state, data, rng)
+            except UpdateRejected as error:
+                return state, str(error), {}
         if all(np.isfinite(array).all() for array in sums.values()):
             try:
                 thinned = withhold(
@@ -178,6 +181,7 @@ def _answered(
                     policy.local_metrics,
                     fine=not policy.merge_scores,
                     alone=plan.study.masked is None,
+                    by_time=plan.task == "survival",
                 )
                 noised = only_noised(plan.study, request.ask, thinned)
                 sums = written(noised, plan.study.protocol.codec, request, rng)

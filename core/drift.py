@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedrounds.core.operations import Drift
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.profile import LABEL, names_of
-from fedrounds.core.study import Binary, Number, Study
+from fedrounds.core.study import Binary, Number, Study, Survival
 
 FALSE_ALARMS = 0.01  # share of profiles without any drift in which some comparison is told apart from chance
 Profile = Mapping[str, Sequence[float]]  # array's name -> cells, as a site's profile has them
@@ -226,7 +226,7 @@ def _told(
 
 def _rate(study: Study, label: Vector) -> float | None:
     """Share of positives; None where the two were merged, and for other targets than yes or no."""
-    if not isinstance(study.target, Binary) or label.min() < 0 or not label.any():
+    if not isinstance(study.target, Binary | Survival) or label.min() < 0 or not label.any():
         return None
     return float(label[1] / label.sum())
 

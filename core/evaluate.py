@@ -14,26 +14,43 @@ from numpy.typing import NDArray
 
 from fedrounds.core.models.family import Task
 from fedrounds.core.params import Array
+from fedrounds.core.survival import concordance, counted, pairs_in_order, score_bins
 
 SUMS = 4  # length of the vector of sums
 PAIRED = 3  # and of that of two models compared
-LOSS = {"regression": "mse", "binary": "log_loss", "multiclass": "log_loss", "none": "distance"}
-HEADLINE = {"regression": "r2", "binary": "auc", "multiclass": "auc", "none": "explained"}
+LOSS = {
+    "regression": "mse",
+    "binary": "log_loss",
+    "multiclass": "log_loss",
+    "survival": "log_loss",
+    "none": "distance",
+}
+HEADLINE = {
+    "regression": "r2",
+    "binary": "auc",
+    "multiclass": "auc",
+    "survival": "concordance",
+    "none": "explained",
+}
 
 
 def histogram_shape(task: Task, classes: int, bins: int) -> tuple[int, ...]:
-    """(one-against-rest problems, outcome 0 or 1, bins); no problem at all for regression, or where there is nothing to predict."""
-    return ({"binary": 1, "multiclass": classes}.get(task, 0), 2, bins)
+    """(one-against-rest problems, outcome 0 or 1, bins); of survival a problem is an interval of the grid.
+
+    There is no problem at all for regression, or where there is nothing to predict.
+    """
+    return ({"binary": 1, "multiclass": classes, "survival": classes}.get(task, 0), 2, bins)
 
 
 def score(task: Task, prediction: Array, losses: Array, y: Array, bins: int) -> tuple[Array, Array]:
     """Sums (4,) and histogram of one site's validation rows.
 
     Args:
-        prediction: (n,) means or probabilities of the positive class, or (n, classes) probabilities; where there is nothing to predict
-            (n, 2): the squared distance to what the model says of a row, and to the mean.
+        prediction: (n,) means or probabilities of the positive class, (n, classes) probabilities, or of survival (n, 1 + intervals): the
+            linear predictor, then cumulative hazards; where there is nothing to predict (n, 2): the squared distance to what the model
+            says of a row, and to the mean.
         losses: (n,) squared errors, log-losses or squared distances.
-        y: (n,) values, 0/1, or class indices.
+        y: (n,) values, 0/1, class indices, or ± intervals.
         bins: equal bins over [0, 1].
     """
     n = float(len(y))
@@ -45,6 +62,10 @@ def score(task: Task, prediction: Array, losses: Array, y: Array, bins: int) -> 
         miss = prediction - y
         correct = np.count_nonzero((prediction > 0.5) == (y > 0.5))
         return np.array([n, losses.sum(), miss @ miss, correct]), _histogram(prediction, y, bins)[None]
+    if task == "survival":
+        cell = score_bins(prediction[:, 0], bins)
+        by_bin = counted(y, prediction.shape[1] - 1, cell, bins)
+        return np.array([n, losses.sum(), *pairs_in_order(prediction[:, 0], y)]), by_bin.transpose(2, 1, 0).copy()
     outcome = y.astype(np.intp)
     one_hot = np.eye(prediction.shape[1])[outcome]
     brier = float(((prediction - one_hot) ** 2).sum())
@@ -75,8 +96,9 @@ def metrics(task: Task, sums: Array, histogram: Array) -> dict[str, float]:
     """The metrics that these sums carry; one that they cannot carry (no rows, one class only) is absent.
 
     Returns:
-        regression: mse, rmse, r2. Classes: log_loss, brier, accuracy, and auc with auc_error (mean over classes, one against rest).
-        Nothing to predict: distance (mean squared), explained (1 - its share of that to the mean).
+        regression: mse, rmse, r2. Survival: log_loss, concordance with concordance_error (where every row is in the histogram), and
+        concordance_within (of pairs at one site). Classes: log_loss, brier, accuracy, and auc with auc_error (mean over classes, one
+        against rest). Nothing to predict: distance (mean squared), explained (1 - its share of that to the mean).
     """
     n, loss, second, third = (float(value) for value in sums)
     if n == 0:
@@ -87,6 +109,11 @@ def metrics(task: Task, sums: Array, histogram: Array) -> dict[str, float]:
         return fit | ({"r2": 1 - loss / spread} if spread > 0 else {})
     if task == "none":
         return {"n": n, "distance": loss / n} | ({"explained": 1 - loss / second} if second > 0 else {})
+    if task == "survival":
+        found = {"n": n, "log_loss": loss / n} | ({"concordance_within": second / third} if third > 0 else {})
+        # cells that were held back or merged would move it beyond its bound
+        whole = concordance(histogram) if histogram.sum() == n else None
+        return found | ({"concordance": whole[0], "concordance_error": whole[1]} if whole else {})
     found = {"n": n, "log_loss": loss / n, "brier": second / n, "accuracy": third / n}
     areas = [area for area in map(auc, histogram) if area is not None]
     if len(areas) == len(histogram):

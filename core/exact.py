@@ -19,11 +19,11 @@ import numpy as np
 
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
 from fedrounds.core.errors import UpdateRejected
-from fedrounds.core.models.family import Family
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.state import RunState
 
 if TYPE_CHECKING:
+    from fedrounds.core.models.family import Family
     from fedrounds.core.preprocess import Rows
 
 Shapes = Mapping[str, tuple[int, ...]]

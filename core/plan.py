@@ -26,7 +26,7 @@ from fedrounds.core.sheets import UNKNOWN, share
 from fedrounds.core.state import RunState
 from fedrounds.core.statistics import statistics
 from fedrounds.core.strategy import Exact
-from fedrounds.core.study import Multiclass, Study
+from fedrounds.core.study import Multiclass, Study, Survival
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     columns: tuple[str, ...]  # of the design matrix, the column of ones left out
     ones: bool  # whether the design matrix ends in a column of ones
     task: Task
-    classes: int
+    classes: int  # of a survival target: intervals of its grid
     bins: int
     family: Family
     algorithms: Mapping[Ask, Algorithm]
@@ -70,6 +70,7 @@ def build(study: Study) -> Plan:
     """The functions that the study's words mean."""
     columns = tuple(name for feature in study.features for name in columns_of(feature))
     classes = len(study.target.classes) if isinstance(study.target, Multiclass) else 2
+    classes = len(study.target.ends) if isinstance(study.target, Survival) else classes
     family = study.model.family(len(columns), classes, study.target.kind)
     family = with_offset(family) if study.offset else family
     encrypted.require(study, family.layout.size)

@@ -28,6 +28,7 @@ from fedrounds.core.study import (
     Number,
     Regression,
     Study,
+    Survival,
     Validation,
     canonical,
 )
@@ -135,7 +136,8 @@ def _require_columns(table: Table, study: Study, site: str, absent: tuple[str, .
         raise DataContractError(
             f"expected `absent` to name features of the study, found '{unknown[0]}' at site '{site}': mend its site file"
         )
-    reserved = [study.target.column, study.patient_id, study.validation.fold, study.offset, study.case_weights]
+    time = study.target.time if isinstance(study.target, Survival) else None
+    reserved = [study.target.column, time, study.patient_id, study.validation.fold, study.offset, study.case_weights]
     wanted = [
         *(name for name in (f.name for f in study.features) if name not in absent),
         *(name for name in reserved if name),
@@ -233,7 +235,7 @@ def _mapped(column: NDArray[Any], meaning: Callable[[str], float]) -> Array:
 
 
 def _target(table: Table, study: Study, site: str) -> Array:
-    """(n,) value, 0/1 or class index; NaN where the label is missing; zeros where there is nothing to predict."""
+    """(n,) value, 0/1, class index or, of survival, ± the interval; NaN where the label is missing; zeros where there is nothing to predict."""
     target = study.target
     if isinstance(target, NoTarget):
         return np.zeros(table.rows)
@@ -249,11 +251,29 @@ def _target(table: Table, study: Study, site: str) -> Array:
             y = _labels(column, (target.negative, target.positive), missing, target.column, site)
         case Multiclass():
             y = _labels(column, tuple((label,) for label in target.classes), missing, target.column, site)
+        case Survival():
+            y = _until(table, target, missing, site)
     if np.isnan(y).all():
         raise DataContractError(
             f"expected labels in target column '{target.column}' at site '{site}', found all {len(y)} rows missing: check the source"
         )
     return y
+
+
+def _until(table: Table, target: Survival, missing: set[str], site: str) -> Array:
+    """(n,) the number of the interval, 1 … K, in which a time lies: + where it happened, - where the patient was last seen then."""
+    time = _numbers(table.columns[target.time], missing, target.time, target.unit, site)
+    bad = int((time <= 0).sum())
+    if bad:
+        raise DataContractError(
+            f"expected times above 0 in column '{target.time}' ({target.unit}) at site '{site}', found {bad} of {len(time)} that are not:"
+            " correct them, or add their code to the target's `missing`"
+        )
+    happened = _labels(table.columns[target.event], (target.censored, target.happened), missing, target.event, site)
+    ends = np.array(target.ends)
+    interval = np.searchsorted(ends, time) + 1.0  # an end belongs to the interval that it ends
+    seen = np.where((happened == 1) & (interval <= len(ends)), interval, -np.minimum(interval, len(ends)))
+    return np.where(np.isnan(time) | np.isnan(happened), np.nan, seen)
 
 
 def _labels(

@@ -6,7 +6,7 @@ Cells come from what is public and frozen in a lineage, so that profiles of any 
     a number without             ten cells that end at the deciles of a normal curve with round 0's agreed mean and deviation, missing
     … that is not standardised   (then nothing was agreed) and a target that is a number: ISO 3's preferred numbers of ten steps a decade
     a category                   a cell a level, other values, missing
-    a label                      a cell a class
+    a label                      a cell a class; of survival: censored, event
 
 What few patients are in leaves merged with its neighbours (`privacy.disclosure.merge_cells`), marked by MERGED.
 """
@@ -25,7 +25,7 @@ from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Cohort, columns_of, standardised
 from fedrounds.core.privacy.disclosure import MERGED
 from fedrounds.core.state import RunState
-from fedrounds.core.study import Category, Multiclass, NoTarget, Regression, Study
+from fedrounds.core.study import Category, Multiclass, NoTarget, Regression, Study, Survival
 
 LABEL = "cells.label"
 DECILES = np.array([NormalDist().inv_cdf(step / 10) for step in range(1, 10)])
@@ -114,7 +114,7 @@ def _label_cells(study: Study) -> int:
 def _classes(y: Array, study: Study) -> NDArray[np.intp]:
     if isinstance(study.target, Regression):
         return np.searchsorted(PREFERRED, y, side="right")
-    return y.astype(np.intp)
+    return (y > 0).astype(np.intp) if isinstance(study.target, Survival) else y.astype(np.intp)
 
 
 def _counts(cell: NDArray[np.intp], cells: int) -> Vector:

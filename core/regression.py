@@ -7,6 +7,7 @@ bias is not told. Source: McCullagh and Nelder (1989), Generalized Linear Models
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import erfc, exp, lgamma, log, pi, sqrt
 from statistics import NormalDist
@@ -61,6 +62,7 @@ class Regression:
         patients: Training rows that the fit is to.
         penalised: Whether a ridge penalty has shrunk it.
         log_likelihood, aic, deviance, dispersion: Of the fit; None where its kind has none.
+        proportional: Of a Cox model, whether each effect stays the same over time, then all: term, χ², degrees of freedom, p.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Regression:
     aic: float | None = None
     deviance: float | None = None
     dispersion: float | None = None
+    proportional: tuple[tuple[str, float, int, float], ...] = ()
 
 
 def regression(plan: Plan, state: RunState) -> Regression | None:
@@ -106,7 +109,13 @@ def regression(plan: Plan, state: RunState) -> Regression | None:
         _row(name, float(value), float(error), scale)
         for name, value, error, scale in zip(names, values, errors, scales, strict=True)
     )
-    return Regression(model.kind, model.ratio, rows, patients, l2 > 0, **said)
+    return Regression(model.kind, model.ratio, rows, patients, l2 > 0, **said, proportional=_proportional(facts, names))
+
+
+def _proportional(facts: Mapping[str, Array], names: list[str]) -> tuple[tuple[str, float, int, float], ...]:
+    tests = facts.get("proportionality", np.zeros((0, 2))).tolist()
+    freedom = [*([1] * len(names)), len(names)]
+    return tuple((name, x, k, p) for name, (x, p), k in zip([*names, "all"], tests, freedom, strict=False))
 
 
 def _undone(statistics: Statistics, free: int, sign: float) -> Array:

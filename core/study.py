@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from math import isfinite
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -134,7 +135,53 @@ class NoTarget(Frozen):
     missing: ClassVar[tuple[Label, ...]] = ()
 
 
-Target = Annotated[Regression | Binary | Multiclass | NoTarget, Field(discriminator="kind")]
+class Steps(Frozen):
+    """So many equal steps of time, from 0 to `last`."""
+
+    last: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    steps: int = Field(ge=1, le=1000)
+
+
+class Survival(Frozen):
+    """Predict when something happens: `time` until it does (`event` holds a label of `happened`), or until the patient was last seen.
+
+    Times are known to an interval of a public grid: its ends, or equal steps. Who is followed beyond the last end counts as last seen there.
+    """
+
+    kind: Literal["survival"]
+    time: str = Field(min_length=1)
+    event: str = Field(min_length=1)
+    grid: Annotated[tuple[Finite, ...], Field(min_length=1, max_length=1000)] | Steps
+    happened: tuple[Label, ...] = Field(default=(1,), min_length=1)
+    censored: tuple[Label, ...] = Field(default=(0,), min_length=1)
+    unit: str = "days"
+    missing: tuple[Label, ...] = ()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if any(low >= high for low, high in pairwise((0.0, *self.ends))):
+            raise ValueError("the grid of a survival target must rise from above 0")
+        if self.time == self.event:
+            raise ValueError("`time` and `event` of a survival target are two columns")
+        both = {canonical(label) for label in self.happened} & {canonical(label) for label in self.censored}
+        if both:
+            raise ValueError("`happened` and `censored` of a survival target must not share a label")
+        return self
+
+    @property
+    def column(self) -> str:
+        """The column that holds what happened."""
+        return self.event
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """Where each interval of the grid ends."""
+        if isinstance(self.grid, Steps):
+            return tuple(self.grid.last * step / self.grid.steps for step in range(1, self.grid.steps + 1))
+        return self.grid
+
+
+Target = Annotated[Regression | Binary | Multiclass | Survival | NoTarget, Field(discriminator="kind")]
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -197,6 +244,7 @@ class Study(Frozen):
             "fold": self.validation.fold,
             "offset": self.offset,
             "case weight": self.case_weights,
+            "time": self.target.time if isinstance(self.target, Survival) else None,
         }
         for role, column in reserved.items():
             if column in names:

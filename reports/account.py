@@ -12,7 +12,7 @@ from fedrounds.core.study import Study
 from fedrounds.reports import charts
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, table, tag
-from fedrounds.reports.result import error, figure, plain, size, when
+from fedrounds.reports.result import NAMES, error, figure, plain, size, when
 from fedrounds.reports.traffic import grid
 from fedrounds.reports.words import SMALLEST, count
 
@@ -49,6 +49,10 @@ LIMITS = (
     "The patients who judge come from the same hospitals and the same time as those who trained: how the model does elsewhere is not known.",
     "Coefficients and odds ratios describe the model. They have no intervals here and say nothing about causes.",
     NOT_FOR_USE,
+)
+TIMES = (
+    "The sums of a fit to times tell how many training patients were last seen in each interval of the grid, few as they may be: of each"
+    " hospital, or under masks or encryption of all together. The model's baseline tells of the events in each interval."
 )
 
 
@@ -316,6 +320,10 @@ def _by_groups(study: Study) -> str:
 
 def limits_of(study: Study) -> tuple[str, ...]:
     """What a report of a study does not show."""
+    return (*_limits_of(study)[:2], *([TIMES] if study.target.kind == "survival" else []), *_limits_of(study)[2:])
+
+
+def _limits_of(study: Study) -> tuple[str, ...]:
     if study.privacy.dp or study.masked:
         ckks = study.masked and study.masked.kind == "ckks"
         whose = "the third party that holds the key" if third_party(study) else "the hospital that holds the key"
@@ -333,10 +341,11 @@ def apart(record: Mapping[str, Any]) -> str:
 def limits(of: Evidence) -> Markup:
     """What this report does not show."""
     found = [apart(of.record), *limits_of(of.study)]
-    if "auc_error" in of.record["metrics"]:
+    if f"{of.metric}_error" in of.record["metrics"]:
         found.insert(
             3,
-            f"AUC is computed from score histograms of {of.study.validation.bins} bins: exact to {error(of.record['metrics']['auc_error'])}.",
+            f"{NAMES[of.metric]} is computed from score histograms of {of.study.validation.bins} bins: exact to"
+            f" {error(of.record['metrics'][f'{of.metric}_error'])}.",
         )
     return tag("ul", [tag("li", item) for item in found])
 

@@ -119,17 +119,18 @@ def coefficients(of: Evidence) -> Markup | None:
     found, kind = of.coefficients, of.study.model.kind
     if kind == "multinomial":
         return _by_class(of)
-    odds = kind == "logistic"
+    odds, called = kind in ("logistic", "cox"), "odds" if kind == "logistic" else "hazard"
     unit = getattr(of.study.target, "unit", "") or f"'{of.study.target.column}'"
     bars = [(charts.named(column), _standing(column)) for column in found.columns if not _unmet(column)]
     axis = (
-        "odds ratio (1: no effect), per standard deviation or level"
+        f"{called} ratio (1: no effect), per standard deviation or level"
         if odds
         else f"change of {unit}, per standard deviation or level"
     )
     body: list[Sequence[object]] = [
         ("Intercept", "all features 0", plain(found.intercept[0]), *(["–", "–", "–"] if odds else ["–", "–"]))
     ]
+    body = [] if kind == "cox" else body  # its hazard over time takes an intercept's place
     for column in found.columns:
         value, alone = column.values[0], column.level is None
         per = "–" if not alone or column.scale == 1 else f"{column.scale:.4g}"
@@ -143,14 +144,14 @@ def coefficients(of: Evidence) -> Markup | None:
         else:
             row += [per, plain(_standing(column)) if per != "–" else "–"]
         body.append(row)
-    change = "Change of the log-odds" if odds else f"Change of {unit}"
+    change = f"Change of the log-{called}" if odds else f"Change of {unit}"
     head = [
         "Feature",
         "Per unit, or level",
         change,
-        *(["Odds ratio"] if odds else []),
+        *([f"{called.capitalize()} ratio"] if odds else []),
         "Standard deviation",
-        "Odds ratio per SD" if odds else "Change per SD",
+        f"{called.capitalize()} ratio per SD" if odds else "Change per SD",
     ]
     caption = f"The model of round {of.shown} on the original scale: what was centred and scaled is undone"
     drawn = charts.coefficients(bars, odds=odds, axis=axis)

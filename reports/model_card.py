@@ -140,7 +140,7 @@ def _scores(study: Study, scored: Record) -> str:
     found, parts = scored["metrics"], []
     for key in dict.fromkeys((LOSS[study.target.kind], HEADLINE[study.target.kind])):
         if key in found:
-            blur = f" ({error(found['auc_error'])} by its histograms)" if key == "auc" and "auc_error" in found else ""
+            blur = f" ({error(found[f'{key}_error'])} by its histograms)" if f"{key}_error" in found else ""
             parts.append(f"{NAMES[key]} {found[key]:.4f}{blur}")
     return ", ".join(parts) or "no score"
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable
 
-from fedrounds.reports import account, judged, result
+from fedrounds.reports import account, judged, result, survived
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, raw, tag
 from fedrounds.reports.style import CSS
@@ -20,6 +20,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Evidence], Markup | None]], ...] = (  
     ("drift", "Drift of the data", account.drift),
     ("fairness", "Fairness across hospitals", judged.fairness),
     ("calibration", "Calibration", judged.calibration),
+    ("survival", "Survival", survived.survived),
     ("coefficients", "What the model says", judged.coefficients),
     ("champion", "Champion and decisions", account.decisions),
     ("traffic", "What crossed the walls", account.traffic),

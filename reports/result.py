@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from fedrounds.core.study import Survival
 from fedrounds.reports import charts
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.groups import auc_interval
@@ -21,11 +22,13 @@ NAMES = {
     "distance": "mean squared distance",
     "auc": "AUC",
     "r2": "R²",
+    "concordance": "concordance",
     "explained": "explained share",
 }
 SAYS = {  # what a value of the metric means to somebody who has never heard of it
     "binary": "of one patient with the outcome and one without, it gives the higher risk to the right one in {0:.1f} of 100 pairs",
     "multiclass": "of one patient of a class and one of another, it ranks the right one higher in {0:.1f} of 100 pairs, averaged over the classes",
+    "survival": "of two patients, it gives the higher risk to the one to whom it happens first in {0:.1f} of 100 pairs",
     "regression": "it explains {0:.1f} % of the variance of the outcome",
     "none": "it accounts for {0:.1f} % of how far they lie from the average patient of the training",
 }
@@ -64,7 +67,10 @@ def asked(of: Evidence) -> Markup:
         "binary": f"yes or no, from '{target.column}'",
         "multiclass": f"one of {len(getattr(target, 'classes', ()))} classes, from '{target.column}'",
         "none": "none: the patients are described, and nothing is predicted",
+        "survival": f"when it happens ('{target.column}', after '{getattr(target, 'time', '')}')",
     }[target.kind]
+    if isinstance(target, Survival):
+        outcome += f", to an interval of {len(target.ends)} up to {target.ends[-1]:g} {target.unit}"
     cut = getattr(target, "positive_above", None)
     if cut is not None:
         outcome += f": yes above {cut:g}"
@@ -141,8 +147,8 @@ def _sure(of: Evidence) -> str:
     if of.study.target.kind == "binary" and "auc" in metrics and histogram.size:
         negative, positive = histogram[0].sum(1)
         parts.append("95 % interval {:.3f} to {:.3f}".format(*auc_interval(metrics["auc"], negative, positive)))
-    if "auc_error" in metrics:
-        parts.append(f"from histograms, exact to {error(metrics['auc_error'])}")
+    if f"{of.metric}_error" in metrics:
+        parts.append(f"from histograms, exact to {error(metrics[f'{of.metric}_error'])}")
     return "".join(f"; {part}" for part in parts)
 
 
@@ -163,7 +169,8 @@ def _against_alone(of: Evidence) -> str:
         ours, own = of.of(site, of.metric), of.compared("local", site, of.metric)
         if ours is None or own is None:
             continue
-        blur = (of.of(site, "auc_error") or 0.0) + (of.compared("local", site, "auc_error") or 0.0)
+        blurs = of.of(site, f"{of.metric}_error"), of.compared("local", site, f"{of.metric}_error")
+        blur = sum(found or 0.0 for found in blurs)
         if abs(ours - own) <= max(blur, 5e-4):
             same += 1
         else:
@@ -266,7 +273,7 @@ def sites(of: Evidence) -> Markup | None:
             of.compared("local", site, of.metric),
             of.of(site, of.metric),
             of.compared("pooled", site, of.metric),
-            of.of(site, "auc_error"),
+            of.of(site, f"{of.metric}_error"),
         )
         for site in names
     ]
@@ -292,7 +299,7 @@ def sites(of: Evidence) -> Markup | None:
             shown(together.get("n")),
             "–",
             figure(together.get(of.metric)),
-            error(together["auc_error"]) if "auc_error" in together else "–",
+            error(together[f"{of.metric}_error"]) if f"{of.metric}_error" in together else "–",
             figure(of.baselines.get("pooled_all", {}).get(of.metric)),
         )
     )

@@ -52,8 +52,9 @@ def _scores(study: Study, metrics: Mapping[str, Any]) -> str:
         for key in (LOSS[study.target.kind], HEADLINE[study.target.kind])
         if key in metrics
     ]
-    if "auc_error" in metrics:
-        found[-1] += f" ({error(metrics['auc_error'])} by its histograms)"
+    blur = metrics.get(f"{HEADLINE[study.target.kind]}_error")
+    if blur is not None:
+        found[-1] += f" ({error(blur)} by its histograms)"
     return ", ".join(found)
 
 

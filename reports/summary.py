@@ -21,6 +21,7 @@ from fedrounds.reports.words import count, shown, trained_on
 AXIS = {
     "auc": "AUC (0 to 1)",
     "r2": "R² (1 is perfect)",
+    "concordance": "concordance (0 to 1)",
     "log_loss": "log-loss (nats per patient)",
     "mse": "mean squared error",
     "explained": "explained share (1 is all)",
@@ -31,6 +32,7 @@ AXIS = {
 SHOWN = {  # a metric's name in MLflow, which draws a chart each, by name: so AUC, Brier and loss come before training, traffic and counts
     "n": "validation_patients",
     "auc_error": "validation_auc_error",
+    "concordance_error": "validation_concordance_error",
     "train_loss": "training_loss",
     "train_loss_plain": "training_loss_plain",
     "patients": "training_patients",
@@ -199,9 +201,10 @@ def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], stan
         f"The last decision of the rule: {reason}." if reason and reason != chosen else "",
         "Patient rows never left a hospital: sites sent sums, counts and updates. Pictures: *Artifacts → plots*. Charts: *Model metrics*.",
     ]
-    if "auc_error" in record.get("metrics", {}):
+    error = record.get("metrics", {}).get(f"{headline(study)}_error")
+    if error is not None:
         parts.append(
-            f"AUC is computed from score histograms of {study.validation.bins} bins: it is exact to ±{record['metrics']['auc_error']:.4f}."
+            f"{title(headline(study))} is computed from score histograms of {study.validation.bins} bins: it is exact to ±{error:.4f}."
         )
     return "\n\n".join(part for part in parts if part)
 

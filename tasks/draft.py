@@ -16,7 +16,7 @@ import numpy as np
 
 from fedrounds.core.errors import StudyError
 from fedrounds.core.operations import Gate, relation
-from fedrounds.core.study import Binary, Category, NoTarget, Number, Study, canonical
+from fedrounds.core.study import Binary, Category, NoTarget, Number, Study, Survival, canonical
 from fedrounds.core.table import Table
 from fedrounds.tasks.frame import NUMERIC, PADDED, SINCE, columns_of, levels, numeric, read_numbers, share
 from fedrounds.tasks.verdict import SMALLEST
@@ -189,6 +189,11 @@ def _target(study: Study, seen: Evidence) -> Iterator[Expectation]:
         yield _levels(name, levels(study)[name], "labels")
     yield from _missing(name, seen)
     yield _padded(name)
+    if isinstance(target, Survival):
+        yield _exists(target.time, "study.toml: the target's time")
+        yield _number(target.time, target.missing)
+        yield from _missing(target.time, seen)
+        yield from _mean(target.time, seen)
     if isinstance(target, Binary):
         kind, column = "expect_column_mean_to_be_between", f"{name} is positive"
         if seen.positive is None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fedrounds.core.errors import StudyError
 from fedrounds.core.operations import Operations
-from fedrounds.core.study import Binary, Category, Label, Multiclass, Number, Regression, Study, canonical
+from fedrounds.core.study import Binary, Category, Label, Multiclass, Number, Regression, Study, Survival, canonical
 from fedrounds.core.table import Table
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def zone_of(operations: Operations) -> str:
 
 def columns_of(study: Study) -> list[str]:
     """Every column that the study reads and a suite may ask about, in the dictionary's order."""
-    named = [study.patient_id, study.event_time, *(feature.name for feature in study.features), study.target.column]
+    time = study.target.time if isinstance(study.target, Survival) else None
+    named = [study.patient_id, study.event_time, *(f.name for f in study.features), time, study.target.column]
     return list(dict.fromkeys(name for name in named if name))
 
 
@@ -64,6 +65,8 @@ def numeric(study: Study) -> dict[str, Sequence[Label]]:
     target = study.target
     if isinstance(target, Regression) or (isinstance(target, Binary) and target.positive_above is not None):
         found[target.column] = target.missing
+    if isinstance(target, Survival):
+        found[target.time] = target.missing
     return found
 
 
@@ -73,6 +76,8 @@ def levels(study: Study) -> dict[str, list[str]]:
     match study.target:
         case Binary(positive_above=None) as target:
             found[target.column] = [canonical(label) for label in (*target.negative, *target.positive)]
+        case Survival() as target:
+            found[target.column] = [canonical(label) for label in (*target.censored, *target.happened)]
         case Multiclass() as target:
             found[target.column] = [canonical(label) for label in target.classes]
         case _:
@@ -160,7 +165,7 @@ def share(column: NDArray[Any], base: str, level: str, study: Study) -> Floats:
 
 
 def _missing(base: str, study: Study) -> Sequence[Label]:
-    if base == study.target.column:
+    if base == study.target.column or (isinstance(study.target, Survival) and base == study.target.time):
         return study.target.missing
     return next((feature.missing for feature in study.features if feature.name == base), ())
 

@@ -9,7 +9,7 @@ from fedrounds.core import identity
 from fedrounds.core.errors import ServiceError, StudyError, UpdateRejected
 from fedrounds.core.identity import ENVELOPE, About
 from fedrounds.core.plan import build
-from fedrounds.core.study import Study
+from fedrounds.core.study import Study, Survival
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.name import folder
 from fedrounds.sources.site_file import SiteFile
@@ -63,6 +63,7 @@ def columns_of(study: Study) -> list[str]:
     """Every column that a study names."""
     roles = (
         study.target.column,
+        study.target.time if isinstance(study.target, Survival) else None,
         study.patient_id,
         study.event_time,
         study.validation.fold,

@@ -41,7 +41,7 @@ def record(
         "gate": {name: _gate(verdict, factors.get(name, 1.0)) for name, verdict in verdicts.items()},
         "decision": decision and decided(decision),
         "champion": closed.state.champion and closed.state.champion.round,
-        "calibration_drift": _calibration(closed, histogram),
+        "calibration_drift": None if plan.task == "survival" else _calibration(closed, histogram),
         "masked": {"heard": len(closed.heard), "clipped": closed.clipped} if closed.heard else None,
     }
 

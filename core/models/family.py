@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedrounds.core.exact import Exact
     from fedrounds.core.study import Study
 
-Task = Literal["regression", "binary", "multiclass", "none"]
+Task = Literal["regression", "binary", "multiclass", "survival", "none"]
 CLOSEST = 1e-12  # a reported probability of what happened is never nearer to 0 or 1, so a log-loss is at most 27.7
 
 

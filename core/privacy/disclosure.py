@@ -11,12 +11,15 @@ from fedrounds.core.params import Array, Vector
 MERGED = -1.0  # in a histogram: this cell's rows are counted with those of the cell before
 
 
-def withhold(sums: Sums, minimum: int, scores: bool = True, fine: bool = True, alone: bool = True) -> Sums:
+def withhold(
+    sums: Sums, minimum: int, scores: bool = True, fine: bool = True, alone: bool = True, by_time: bool = False
+) -> Sums:
     """The sums without what is about fewer than `minimum` patients.
 
     Args:
         scores: whether scores of a model at this site may leave; if not, they leave as of no rows.
         fine: whether score histograms may leave cell by cell; if not, small cells leave together (see `merge_scores`).
+        by_time: whether a histogram's problems are intervals of time.
         alone: whether the sums leave as they are; if not, they are hidden among those of other sites.
 
     Raises:
@@ -45,10 +48,23 @@ def withhold(sums: Sums, minimum: int, scores: bool = True, fine: bool = True, a
         if about in sums and (sums[about][0] < minimum or not scores):
             thinned |= {name: np.zeros_like(sums[name]) for name in names}
     if "histogram" in thinned and not fine:
-        thinned["histogram"] = merge_scores(thinned["histogram"], minimum)
+        thinned["histogram"] = (
+            whole_or_not(thinned["histogram"], minimum) if by_time else merge_scores(thinned["histogram"], minimum)
+        )
     for name in [name for name in sums if name.startswith("cells.")]:
         thinned[name] = merge_cells(sums[name], minimum)
     return thinned
+
+
+def whole_or_not(histogram: Array, minimum: int) -> Array:
+    """A histogram by intervals of time, or none of it where some cell has 1 to `minimum` - 1 rows.
+
+    Merging bins differently in each interval would reorder patients of different intervals, by more than the bound beside a concordance.
+
+    >>> whole_or_not(np.array([[[0.0, 12.0], [10.0, 0.0]]]), 10).tolist(), whole_or_not(np.array([[[0.0, 9.0], [10.0, 0.0]]]), 10).tolist()
+    ([[[0.0, 12.0], [10.0, 0.0]]], [[[0.0, 0.0], [0.0, 0.0]]])
+    """
+    return np.zeros_like(histogram) if ((histogram > 0) & (histogram < minimum)).any() else histogram
 
 
 def merge_scores(histogram: Array, minimum: int) -> Array:
