@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from fedrounds.core.models.boosting import Boosting
 from fedrounds.core.models.kmeans import KMeans
 from fedrounds.core.models.linear import Linear
 from fedrounds.core.models.log_linear import Gamma, Poisson
@@ -18,7 +19,18 @@ from fedrounds.core.models.ordinal import Ordinal
 from fedrounds.core.models.pca import Pca
 
 Model = Annotated[
-    Linear | Logistic | Poisson | Gamma | NegativeBinomial | Multinomial | Ordinal | NaiveBayes | Mlp | KMeans | Pca,
+    Linear
+    | Logistic
+    | Poisson
+    | Gamma
+    | NegativeBinomial
+    | Multinomial
+    | Ordinal
+    | NaiveBayes
+    | Mlp
+    | Boosting
+    | KMeans
+    | Pca,
     Field(discriminator="kind"),
 ]
 
