@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fedrounds.core.study import Study
 
 PASSES = 3  # exchanges that agree on bins, each a thousand times finer than the one before
-LARGEST = 1 << 30  # bytes of one level's sums
+LARGEST = 1 << 29  # bytes of one level's sums
 HEAVIEST = 2.0**28  # weight of all patients: above it a sum could have more steps than float64 counts
 
 
@@ -78,11 +78,13 @@ class Boosting(Kind):
                 f" {self.bins} bins at depth {self.depth}: lower model.bins or model.depth"
             )
         assert isinstance(study.algorithm, Settings)
-        if given := sorted(study.algorithm.model_fields_set - {"preset"}):
-            raise StudyError(
-                f"expected the exchanges of a boosting round to follow from its trees ({PASSES} + trees x depth), found algorithm.{given[0]}:"
-                ' leave it out and set algorithm = "exact"'
-            )
+        usual = Settings(preset="exact")
+        for name in ("tolerance", "exchanges"):
+            if getattr(study.algorithm, name) != getattr(usual, name):
+                raise StudyError(
+                    f"expected the exchanges of a boosting round to follow from its trees ({PASSES} + trees x depth), found"
+                    f' algorithm.{name}: leave it out and set algorithm = "exact"'
+                )
         return Growth(self, task, self.forest(outputs, task), len(columns)).exact()
 
 
@@ -201,7 +203,7 @@ def _outcome(rows: Rows, task: Task, outputs: int, unit: float) -> Vector:
     if task == "multiclass":
         told = np.bincount(rows.y.astype(np.intp), rounded(weight), outputs)
     else:
-        told = np.array([rounded(weight * rows.y / unit).sum()])
+        told = np.array([rounded(weight * rounded(rows.y / unit)).sum()])
     return np.concatenate([[rounded(weight).sum()], told])
 
 

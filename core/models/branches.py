@@ -39,7 +39,7 @@ class Standing:
     scores: Array  # (n, k) of the trees before this turn's
     slopes: Array  # (n, k, 2) gradient and Hessian on the grid
     node: NDArray[np.intp]  # (n, k)
-    above: Array | None  # the sums of the level before, of the same rows
+    above: Array | None  # the branches of the level before, of the same rows
 
 
 def branches(
@@ -59,7 +59,7 @@ def branches(
     sums = np.empty((forest.outputs, *shape))
     column = forest.layout.split(asked["forest"])["column"][turn]
     for output in range(forest.outputs):
-        above = None if at.above is None else at.above[output]
+        above = None if at.above is None else np.split(at.above, forest.outputs)[output]
         weights = np.concatenate([at.slopes[:, output], np.ones((len(rows.y), 1))], axis=1)
         sums[output] = _of_level(at.codes, weights, at.node[:, output], column[output], level, above, shape)
     kept: dict[str, Any] = {
@@ -72,9 +72,9 @@ def branches(
         "scores": at.scores,
         "slopes": at.slopes,
         "node": at.node.astype(np.uint16),
-        "sums": sums,
+        "branches": sums.reshape(-1, *shape[1:]),
     }
-    return kept, {"branches": sums.reshape(-1, *shape[1:])}
+    return kept, {"branches": kept["branches"]}
 
 
 def rounded(numbers: Array) -> Array:
@@ -95,8 +95,8 @@ def slopes(task: Task, scores: Array, y: Array, weight: Array | None, unit: floa
         g, h = p - np.equal(y[:, None], classes), p * (1.0 - p)
     if not np.abs(g).max(initial=0.0) <= WIDEST:
         g = np.full_like(g, np.inf)
-    found = np.stack([g, h], axis=2)
-    return rounded(found if weight is None else found * weight[:, None, None])
+    found = rounded(np.stack([g, h], axis=2))
+    return found if weight is None else rounded(found * weight[:, None, None])  # a whole weight is so many rows
 
 
 def _standing(
@@ -115,7 +115,7 @@ def _standing(
         node = memory["node"].astype(np.intp)
         node = np.stack([forest.moved(theta, before[0], k, X, node[:, k]) for k in outputs], axis=1)
         if level:
-            return Standing(mark, cast(Any, codes), memory["scores"], memory["slopes"], node, memory["sums"])
+            return Standing(mark, cast(Any, codes), memory["scores"], memory["slopes"], node, memory["branches"])
         value = forest.layout.split(theta)["value"][before[0]]
         scores = memory["scores"] + np.stack([value[k][node[:, k]] for k in outputs], axis=1)
         node = np.zeros_like(node)
