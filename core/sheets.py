@@ -30,7 +30,7 @@ from fedrounds.core.worse import SIZE, answered
 ROWS = 2.0**24  # of a site
 SUMS = 2.0**30
 SQUARES = 2.0**44
-EXACT = ("gradient", "hessian", "information")  # sums of an exact fit, of standardised columns
+EXACT = ("gradient", "hessian", "information", "branches", "outcome")  # sums of an exact fit, of standardised columns
 MOMENTS = ("sum", "square", "product")  # the same, in a training round
 UNKNOWN = 2.0**17  # rows by which updates are scaled where no round 0 has counted them
 

@@ -34,7 +34,7 @@ JUDGED = ("metrics", "training", "masked")  # what a visit tells of a model, at 
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
 # What skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site.
-TRUSTED = ["numpy.dtype"]
+TRUSTED = ["numpy.dtype", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"]
 
 
 class Projection:

@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from fedrounds.core.models.boosting import Boosting
 from fedrounds.core.models.cox import Cox
 from fedrounds.core.models.kmeans import KMeans
 from fedrounds.core.models.linear import Linear
@@ -29,6 +30,7 @@ Model = Annotated[
     | NaiveBayes
     | Cox
     | Mlp
+    | Boosting
     | KMeans
     | Pca,
     Field(discriminator="kind"),
