@@ -19,7 +19,7 @@ from fedrounds.core.params import Array, Vector
 from fedrounds.core.rule import Adding, Rule, WeightedMean, length, weighted_mean
 
 
-class _Against(Frozen):
+class Against(Frozen):
     """A rule that holds all updates, each counting alike, so that up to `attackers` sites may send what they like."""
 
     attackers: int = Field(default=1, ge=1, le=31)
@@ -39,12 +39,12 @@ class _Against(Frozen):
         return f"{self.what} that {self.attackers} cannot sway"
 
 
-def _fewest(word: type[_Against], attackers: int) -> int:
+def _fewest(word: type[Against], attackers: int) -> int:
     times, more = word.least
     return times * attackers + more
 
 
-def _hold(finish: Callable[[list[tuple[Vector, float]]], Vector]) -> Rule:
+def _gather(finish: Callable[[list[tuple[Vector, float]]], Vector]) -> Rule:
     """A rule that looks at nothing before all updates and their weights are there."""
 
     def start(size: int) -> list[tuple[Vector, float]]:
@@ -57,7 +57,7 @@ def _hold(finish: Callable[[list[tuple[Vector, float]]], Vector]) -> Rule:
     return Rule(start, add, finish)
 
 
-def _held(word: type[_Against], attackers: int, combined: Callable[[Array], Vector]) -> Rule:
+def hold(word: type[Against], attackers: int, combined: Callable[[Array], Vector]) -> Rule:
     """A rule over all updates at once, (n, parameters). Raises QuorumError, at the end, where they are too few for its bound."""
 
     def finish(held: list[tuple[Vector, float]]) -> Vector:
@@ -68,10 +68,10 @@ def _held(word: type[_Against], attackers: int, combined: Callable[[Array], Vect
         with np.errstate(over="ignore"):  # what is beyond all numbers is far from the others, and left out as such
             return combined(np.stack([update for update, _ in held]))
 
-    return _hold(finish)
+    return _gather(finish)
 
 
-class Median(_Against):
+class Median(Against):
     """The coordinate-wise median (Yin et al. 2018) of updates, or under masks of the means of groups of sites: as many as `attackers`
     may send what they like, and no number of the result lies outside those of the others."""
 
@@ -92,10 +92,10 @@ def median(attackers: int) -> Rule:
 
     Raises QuorumError, at the end, unless there are 2 `attackers` + 1 updates or more.
     """
-    return _held(Median, attackers, lambda updates: np.median(updates, axis=0))
+    return hold(Median, attackers, lambda updates: np.median(updates, axis=0))
 
 
-class TrimmedMean(_Against):
+class TrimmedMean(Against):
     """Of each number the mean without the `attackers` largest and the `attackers` smallest (Yin et al. 2018)."""
 
     kind: Literal["trimmed_mean"]
@@ -115,14 +115,14 @@ def trimmed_mean(attackers: int) -> Rule:
 
     Raises QuorumError, at the end, unless there are 2 `attackers` + 1 updates or more.
     """
-    return _held(
+    return hold(
         TrimmedMean,
         attackers,
         lambda updates: np.sort(updates, axis=0)[attackers : len(updates) - attackers].mean(axis=0),
     )
 
 
-class Krum(_Against):
+class Krum(Against):
     """The one update that is nearest to its neighbours (Blanchard et al. 2017)."""
 
     kind: Literal["krum"]
@@ -134,7 +134,7 @@ class Krum(_Against):
         return krum(self.attackers)
 
 
-class MultiKrum(_Against):
+class MultiKrum(Against):
     """The mean of all updates but the `attackers` that are furthest from their neighbours (Blanchard et al. 2017)."""
 
     kind: Literal["multi_krum"]
@@ -164,10 +164,10 @@ def krum(attackers: int, one: bool = True) -> Rule:
         kept = 1 if one else len(updates) - attackers
         return updates[np.argsort(near, kind="stable")[:kept]].mean(axis=0)
 
-    return _held(Krum if one else MultiKrum, attackers, combined)
+    return hold(Krum if one else MultiKrum, attackers, combined)
 
 
-class Bulyan(_Against):
+class Bulyan(Against):
     """What Krum selects, one after another, and of each number the mean of those nearest to the median (El Mhamdi et al. 2018)."""
 
     kind: Literal["bulyan"]
@@ -198,10 +198,10 @@ def bulyan(attackers: int) -> Rule:
             chosen.append(left.pop(int(np.argmin(near))))
         return around(updates[chosen], np.median(updates[chosen], axis=0), len(chosen) - 2 * attackers)
 
-    return _held(Bulyan, attackers, combined)
+    return hold(Bulyan, attackers, combined)
 
 
-class GeometricMedian(_Against):
+class GeometricMedian(Against):
     """The point whose distances to all updates add up to least: RFA (Pillutla et al. 2022)."""
 
     kind: Literal["geometric_median"]
@@ -236,7 +236,7 @@ def geometric_median(attackers: int, smoothing: float, passes: int) -> Rule:
                 break
         return at
 
-    return _held(GeometricMedian, attackers, combined)
+    return hold(GeometricMedian, attackers, combined)
 
 
 def around(updates: Array, centre: Vector, count: int) -> Vector:
@@ -295,10 +295,19 @@ def norm_clip(bound: float | Literal["median"]) -> Rule:
             total = mean.add(total, clip(update, most), weight)
         return mean.finish(total)
 
-    return _hold(finish)
+    return _gather(finish)
 
 
 Combine = Annotated[
-    WeightedMean | Median | TrimmedMean | Krum | MultiKrum | Bulyan | GeometricMedian | NormClip | QFfl | Afl,
+    WeightedMean
+    | Median
+    | TrimmedMean
+    | Krum
+    | MultiKrum
+    | Bulyan
+    | GeometricMedian
+    | NormClip
+    | QFfl
+    | Afl,
     Field(discriminator="kind"),
-]
+]  # fmt: skip

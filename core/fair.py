@@ -98,11 +98,12 @@ def afl(rate: float) -> Rule:
         weights = known(memory)
         begin = float(np.mean(list(weights.values() or [1 / len(losses)])))
         names = sorted({*weights, *losses})
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore"):
             risen = np.array([weights.get(name, begin) + rate * losses.get(name, 0.0) for name in names])
-            found = project(risen)
-        if not np.isfinite(found).all():
+            fine = bool(np.isfinite(np.abs(risen).sum()))
+        if not fine:
             raise UpdateRejected("expected training losses of usual size for agnostic learning, found a larger one")
+        found = project(risen)
         return {LAMBDA + name: np.array([weight]) for name, weight in zip(names, found, strict=True)}
 
     mean = weighted_mean()
