@@ -517,7 +517,7 @@ def test_the_order_of_sites_and_the_wire_change_no_bit(words):
 def test_the_page_on_adding_a_strategy_adds_one(tmp_path):
     """In copies of the one file and of this one, in a process of its own."""
     page = PAGE.with_name("adding-a-strategy.md").read_text()
-    rule_, line_, loop_, row_ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    rule_, line_, loop_, row_ = re.findall(r"^```(?:python|text)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert sum(bool(it.strip()) for it in (rule_ + line_ + loop_ + row_).splitlines()) < 25
     source = (Path(__file__).parents[1] / "core" / "combine.py").read_text()
     above, word, rest = source.partition("Combine = Annotated[\n    WeightedMean\n")
