@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
-from fedrounds.core.combine import Rule
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.evaluate import SUMS, Task, histogram_shape, paired, score
 from fedrounds.core.local import Gradient, Train
 from fedrounds.core.models.family import Family
 from fedrounds.core.params import Array
 from fedrounds.core.preprocess import Rows
+from fedrounds.core.rule import Rule, Told
 from fedrounds.core.server import ServerStep
 from fedrounds.core.state import RunState
 
@@ -103,10 +103,13 @@ def averaging(
             share = weight(site, rows)
             if "factor" in sums:  # the coordinator's: a site that counts for less
                 share *= float(sums["factor"])
-            total = combine.add(total, sums["delta"], share)
+            update, share = combine.counted(state.memory, sums["delta"], Told(site, share, loss / rows))
+            total = combine.add(total, update, share)
             training[site] = rows, loss, share
             _keep(site, sums, scores, compared)
         memory, theta = server.step(state.memory, state.theta, combine.finish(total))
+        losses = {site: loss / rows for site, (rows, loss, _) in training.items()}
+        memory = {**memory, **combine.after(state.memory, losses)}
         return Folded(replace(state, round=state.round + 1, theta=theta, memory=memory), scores, compared, training)
 
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:

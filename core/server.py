@@ -72,6 +72,28 @@ def momentum(rate: float, beta: float) -> ServerStep:
     return ServerStep(_memory(v=0.0), step)
 
 
+class Nesterov(Frozen):
+    """Momentum that looks ahead (Sutskever et al. 2013)."""
+
+    kind: Literal["nesterov"]
+    rate: Rate = 1.0
+    beta: Fraction = 0.9
+
+    def rule(self) -> ServerStep:
+        """What the coordinator does."""
+        return nesterov(self.rate, self.beta)
+
+
+def nesterov(rate: float, beta: float) -> ServerStep:
+    """v = beta v + delta; theta + rate (delta + beta v) (Sutskever et al. 2013, as Bengio et al. 2013 write it, equation 7)."""
+
+    def step(memory: Memory, theta: Vector, delta: Vector) -> tuple[Memory, Vector]:
+        v = beta * memory["v"] + delta
+        return {"v": v}, theta + rate * (delta + beta * v)
+
+    return ServerStep(_memory(v=0.0), step)
+
+
 class Adagrad(Frozen):
     """Steps that shrink with the squares of all updates so far: FedAdagrad (Reddi et al. 2021, algorithm 2)."""
 
@@ -158,4 +180,4 @@ def _memory(**starts: float) -> Callable[[int], Memory]:
     return init
 
 
-Server = Annotated[Sgd | Momentum | Adagrad | Adam | Yogi, Field(discriminator="kind")]
+Server = Annotated[Sgd | Momentum | Nesterov | Adagrad | Adam | Yogi, Field(discriminator="kind")]

@@ -22,6 +22,16 @@ PRESETS: dict[
     "fedadam": ("sgd", "adam"),
     "fedyogi": ("sgd", "yogi"),
 }
+COMBINES: dict[str, str] = {  # name: how updates combine; local and server as in fedavg
+    "fedmedian": "median",
+    "fedtrimmedavg": "trimmed_mean",
+    "krum": "krum",
+    "multikrum": "multi_krum",
+    "bulyan": "bulyan",
+    "rfa": "geometric_median",
+    "qfedavg": "q_ffl",
+    "afl": "afl",
+}
 
 
 class Averaging(Frozen):
@@ -39,9 +49,11 @@ class Averaging(Frozen):
         preset = parts.get("preset")
         if preset is None:
             return parts
-        if preset not in PRESETS:
-            raise ValueError(f"expected a preset out of {', '.join([*PRESETS, 'exact'])}, found '{preset}'")
-        for part, kind in zip(("local", "server"), PRESETS[preset], strict=True):
+        if preset not in {**PRESETS, **COMBINES}:
+            raise ValueError(f"expected a preset out of {', '.join([*PRESETS, *COMBINES, 'exact'])}, found '{preset}'")
+        means = dict(zip(("local", "server"), PRESETS.get(preset, PRESETS["fedavg"]), strict=True))
+        means |= {"combine": COMBINES[preset]} if preset in COMBINES else {}
+        for part, kind in means.items():
             options: dict[str, Any] = {"kind": kind} | dict(parts.get(part) or {})
             swaps_local = part == "local" and preset != "fedprox"  # FedAdam with local Adam is still FedAdam
             if options["kind"] != kind and not swaps_local:
@@ -59,7 +71,8 @@ class Averaging(Frozen):
     @property
     def title(self) -> str:
         """In a line."""
-        return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {self.server.kind} at the coordinator"
+        how = "" if isinstance(self.combine, WeightedMean) else f"{self.combine.title} and "
+        return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {how}{self.server.kind} at the coordinator"
 
 
 class Exact(Frozen):

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fedrounds.core import robust
-from fedrounds.core.combine import Median
+from fedrounds.core.combine import Combine, Median
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
 from fedrounds.core.models import Model, fitting
 from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
@@ -312,10 +312,14 @@ class Study(Frozen):
         return self.algorithm
 
     @property
+    def combine(self) -> Combine | None:
+        """How updates become one, None where there are none."""
+        return self.algorithm.combine if isinstance(self.algorithm, Averaging) else None
+
+    @property
     def median(self) -> Median | None:
-        """How a median combines updates, None where their mean does."""
-        combine = self.algorithm.combine if isinstance(self.algorithm, Averaging) else None
-        return combine if isinstance(combine, Median) else None
+        """How a median combines updates, None where another rule does."""
+        return self.combine if isinstance(self.combine, Median) else None
 
     @property
     def digest(self) -> str:

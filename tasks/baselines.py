@@ -61,9 +61,9 @@ def compare(run: Run) -> None:
 
 
 def _by_mean(plan: Plan) -> Plan:
-    """The study where updates combine by their mean: there is no median of one site's, or of the pool's."""
+    """The study where updates combine by their mean: there is no median of one site's, or of the pool's, and nothing to be fair to."""
     study = plan.study
-    if study.median is None:
+    if study.combine is None or isinstance(study.combine, WeightedMean):
         return plan
     algorithm = study.averaging.model_copy(update={"combine": WeightedMean(kind="weighted_mean")})
     return build(study.model_copy(update={"algorithm": algorithm}))

@@ -25,10 +25,9 @@ def enough(study: Study, sites: Collection[str]) -> None:
             f"expected at least {FEWEST * groups} sites for {groups} groups of {FEWEST} or more under masks, found {len(sites)}: with two in"
             " a group, each would know the other's part"
         )
-    if study.median and len(sites) < study.median.fewest:
+    if (combine := study.combine) and len(sites) < combine.fewest:
         raise StudyError(
-            f"expected at least {study.median.fewest} sites for a median that {study.median.attackers} cannot sway, found {len(sites)}:"
-            " their own would be the most"
+            f"expected at least {combine.fewest} sites for {combine.title}, found {len(sites)}: among so few it holds against nobody"
         )
     if study.masked and study.masked.margin is not None and len(sites) < FEWEST_COUNTED:
         raise StudyError(
@@ -45,12 +44,12 @@ def enough(study: Study, sites: Collection[str]) -> None:
 
 
 def require(study: Study, operations: Operations) -> None:
-    """Raise StudyError where operations.toml asks for what masked sums hide, or for weights of a median, which has none."""
+    """Raise StudyError where operations.toml asks for what masked sums hide, or for weights of a rule that has none."""
     gate = operations.gate
-    if study.median and "down-weight" in (gate.policy, gate.warning, gate.info):
+    if (combine := study.combine) and combine.alike and "down-weight" in (gate.policy, gate.warning, gate.info):
         raise StudyError(
-            "expected nothing in operations.toml that weighs a site, found `down-weight` under [gate] with a median, which counts every site"
-            " alike: set it to exclude or warn"
+            f"expected nothing in operations.toml that weighs a site, found `down-weight` under [gate] with {combine.what}, which counts every"
+            " site alike: set it to exclude or warn"
         )
     if study.masked is None:
         return

@@ -90,7 +90,9 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
             yield Sample(ask, encode(reply))
             if reply.refusal:
                 return
-            if joined.plan.study.median and ask == "train":  # there is none of one update
+            if (
+                ask == "train" and (combine := joined.plan.study.combine) and combine.fewest > 1
+            ):  # there is none of one update
                 break
             asking = close_exchange(asking, joined.plan, [reply])
         if ask == "statistics":

@@ -151,6 +151,15 @@ def test_server_momentum_is_fedavgm():
     assert after(server.momentum(0.3, 0.9)) == textbook(step, v=0.0)
 
 
+def test_server_nesterov_is_momentum_seen_from_where_it_leads():
+    def step(m, w, d):  # the paper's own form: the gradient is that of the point w + beta v, which is what is kept here
+        past = w - 0.9 * m["v"]
+        m["v"] = 0.9 * m["v"] + 0.3 * d
+        return past + m["v"] + 0.9 * m["v"]
+
+    assert after(server.nesterov(0.3, 0.9)) == textbook(step, v=0.0)
+
+
 def test_server_adagrad_is_fedadagrad():
     def step(m, w, d):
         m["v"] += d**2

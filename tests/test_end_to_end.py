@@ -194,6 +194,18 @@ def test_every_preset_and_model_gives_the_same_bits_in_a_run_and_in_the_loop(thr
     assert bits(found) == bits(loop(three_hospitals)) == bits(loop(three_hospitals, wire=True))
 
 
+@pytest.mark.parametrize("preset", ["fedmedian", "fedtrimmedavg", "rfa", "qfedavg", "afl"])
+def test_what_combines_otherwise_gives_the_same_bits_in_a_run_and_in_the_loop(three_hospitals, tmp_path, preset):
+    (three_hospitals / "study.toml").write_text(
+        f'name = "mixed"\npatient_id = "id"\ntarget = {TARGETS["binary"]}\nmodel = {{ kind = "logistic" }}\nalgorithm = "{preset}"\n'
+        'weights = "uniform"\nfeatures = [{ type = "number", name = "age", missing = ["?"] }]\n'
+    )
+    found = carried(three_hospitals, tmp_path)
+    assert found.round == 2
+    assert sorted(found.memory) == (["lambda.east", "lambda.north", "lambda.west"] if preset == "afl" else [])
+    assert bits(found) == bits(loop(three_hospitals)) == bits(loop(three_hospitals, wire=True))
+
+
 # --- real hospitals ---------------------------------------------------------------------------------------------------
 
 

@@ -336,7 +336,7 @@ DP = {"dp": {"unit": "patient", "epsilon": 3.0, "patients": 200, "rounds": 5}}
             words(protect={"kind": "masked", "groups": 3, "margin": 0.1}),
             "a count of sites that got worse would be seen group by group",
         ),
-        (words(combine={"kind": "krum"}), "'weighted_mean', 'median'"),
+        (words(combine={"kind": "crumb"}), "'weighted_mean', 'median'"),
     ],
 )
 def test_what_does_not_compose_is_refused_with_the_reason(how, said):
