@@ -21,6 +21,9 @@ PRESETS: dict[
     "fedadagrad": ("sgd", "adagrad"),
     "fedadam": ("sgd", "adam"),
     "fedyogi": ("sgd", "yogi"),
+    "scaffold": ("scaffold", "sgd"),
+    "fednova": ("fednova", "sgd"),
+    "feddyn": ("feddyn", "sgd"),
 }
 
 
@@ -43,7 +46,7 @@ class Averaging(Frozen):
             raise ValueError(f"expected a preset out of {', '.join([*PRESETS, 'exact'])}, found '{preset}'")
         for part, kind in zip(("local", "server"), PRESETS[preset], strict=True):
             options: dict[str, Any] = {"kind": kind} | dict(parts.get(part) or {})
-            swaps_local = part == "local" and preset != "fedprox"  # FedAdam with local Adam is still FedAdam
+            swaps_local = part == "local" and kind == "sgd"  # FedAdam with local Adam is still FedAdam
             if options["kind"] != kind and not swaps_local:
                 raise ValueError(
                     f"preset '{preset}' means {part} '{kind}', found '{options['kind']}': drop the preset and name the parts"

@@ -6,13 +6,15 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from fedrounds.core.models.huber import Huber
 from fedrounds.core.models.linear import Linear
 from fedrounds.core.models.log_linear import Gamma, Poisson
 from fedrounds.core.models.logistic import Logistic
 from fedrounds.core.models.mlp import Mlp
 from fedrounds.core.models.multinomial import Multinomial
+from fedrounds.core.models.svm import Svm
 
-Model = Annotated[Linear | Logistic | Poisson | Gamma | Multinomial | Mlp, Field(discriminator="kind")]
+Model = Annotated[Linear | Logistic | Poisson | Gamma | Multinomial | Mlp | Svm | Huber, Field(discriminator="kind")]
 
 
 def fitting(target: str) -> tuple[str, ...]:
