@@ -2,6 +2,9 @@
 
     theta <- step(theta, sum(lambda_i (theta_i - theta)) / sum(lambda_i))
 
+A local rule may send something with the model, get something back beside the update, and make something of it before the server steps
+(`pace.Rule`). What it keeps at the coordinator is in the state's memory, by `local.NAME`, beside the server's own.
+
 A visit scores the model that came in before training on it, on validation rows: the scores of round r's model arrive with the
 replies of round r + 1, and `scoring` fetches those of the last one.
 """
@@ -16,13 +19,16 @@ import numpy as np
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.evaluate import SUMS, Task, histogram_shape, paired, score
-from fedrounds.core.local import Gradient, Train
 from fedrounds.core.models.family import Family
-from fedrounds.core.params import Array
+from fedrounds.core.pace import Gradient, Work
+from fedrounds.core.pace import Rule as LocalRule
+from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Rows
 from fedrounds.core.rule import Rule, Told
 from fedrounds.core.server import ServerStep
 from fedrounds.core.state import RunState
+
+LOCAL = "local."  # what a local rule keeps at the coordinator is called so
 
 
 def scoring(family: Family, task: Task, classes: int, bins: int, agreed: Mapping[str, tuple[int, ...]]) -> Algorithm:
@@ -72,7 +78,7 @@ def averaging(
     score_only: Algorithm,
     family: Family,
     gradient: Gradient,
-    train: Train,
+    local: LocalRule,
     combine: Rule,
     server: ServerStep,
     weight: Callable[[str, float], float],
@@ -84,15 +90,29 @@ def averaging(
         weight: (site, training rows) -> lambda; a reply that the coordinator gave a "factor" counts for that much of it.
     """
 
+    size = family.layout.size
+
+    def ask(state: RunState) -> Payload:
+        return {**score_only.ask(state), **local.asks(_kept(state.memory), state.round, size)}
+
     def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         theta = payload["theta"]
-        loss = float(family.losses(family.predict(theta, rows.X), rows.y).sum())
-        delta = train(gradient, theta, rows.X, rows.y, rng) - theta
+
+        def losses(theta: Vector) -> Array:
+            return family.losses(family.predict(theta, rows.X), rows.y)
+
+        def loss(theta: Vector) -> float:
+            return float(losses(theta).mean())
+
+        work = Work(gradient, loss, rows.X, rows.y, rng)
+        trained = np.array([len(rows.y), losses(theta).sum()])
+        delta, memory, beside = local.visit(work, theta, memory, payload)
         memory, scores = score_only.answer(payload, memory, rows, rng)
-        return memory, {"delta": delta, "train": np.array([len(rows.y), loss]), **scores}
+        return memory, {"delta": delta, "train": trained, **beside, **scores}
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
-        total = combine.start(family.layout.size)
+        total, names = combine.start(size), local.beside(size)
+        heard: dict[str, tuple[float, Sums]] = {}
         scores: dict[str, tuple[Array, Array]] = {}
         compared: dict[str, Array] = {}
         training: dict[str, tuple[float, float, float]] = {}
@@ -106,16 +126,28 @@ def averaging(
             update, share = combine.counted(state.memory, sums["delta"], Told(site, share, loss / rows))
             total = combine.add(total, update, share)
             training[site] = rows, loss, share
+            heard[site] = share, {name: sums[name] for name in names}
             _keep(site, sums, scores, compared)
-        memory, theta = server.step(state.memory, state.theta, combine.finish(total))
+        kept, update = local.close(_kept(state.memory), combine.finish(total), heard)
+        own = {name: array for name, array in state.memory.items() if not name.startswith(LOCAL)}
+        memory, theta = server.step(own, state.theta, update)
         losses = {site: loss / rows for site, (rows, loss, _) in training.items()}
         memory = {**memory, **combine.after(state.memory, losses)}
+        memory |= {f"{LOCAL}{name}": array for name, array in kept.items()}
         return Folded(replace(state, round=state.round + 1, theta=theta, memory=memory), scores, compared, training)
 
     def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
-        return {"delta": (family.layout.size,), "train": (2,), **score_only.shapes(exchange)}
+        return {"delta": (size,), "train": (2,), **local.beside(size), **score_only.shapes(exchange)}
 
-    return Algorithm(score_only.ask, answer, fold, shapes, score_only.takes)
+    def takes(exchange: int) -> dict[str, tuple[int, ...]]:
+        return {**score_only.takes(exchange), **local.sends(size)}
+
+    return Algorithm(ask, answer, fold, shapes, takes)
+
+
+def _kept(memory: Mapping[str, Vector]) -> Mapping[str, Vector]:
+    """What the local rule left at the coordinator."""
+    return {name.removeprefix(LOCAL): array for name, array in memory.items() if name.startswith(LOCAL)}
 
 
 def _keep(site: str, sums: Sums, scores: dict[str, tuple[Array, Array]], compared: dict[str, Array]) -> None:

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from fedrounds.core import encrypted, local, server
+from fedrounds.core import encrypted, server
 from fedrounds.core.algorithm import Algorithm
 from fedrounds.core.averaging import averaging, scoring
 from fedrounds.core.evaluate import Task
@@ -16,6 +16,7 @@ from fedrounds.core.exact import exact
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family, with_offset
 from fedrounds.core.models.linear import Linear
+from fedrounds.core.pace import Gradient
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.privacy import joint, private, updates
@@ -121,7 +122,7 @@ def _noised(study: Study, dp: Private, family: Family, agreed: Mapping[str, tupl
     return {"statistics": first, "train": train, "score": private.silent(train)}
 
 
-def _penalised(family: Family, study: Study) -> local.Gradient:
+def _penalised(family: Family, study: Study) -> Gradient:
     """Gradient of mean loss + l2/2 |theta|^2, intercepts free. scikit-learn's C means l2 = 1 / (C n)."""
     plain, l2 = family.gradient, study.model.penalty
     assert plain is not None

@@ -4,6 +4,7 @@
     sums of a feature            within its range times 2^24 rows
     slopes, curvatures           within 2^30 a site
     an update times its share    within the study's clip; what is beyond is clipped and counted
+    steps times its share        within 2^30 a site
 
 The share is rows / rows of all in round 0 (weights = "patients"), 1 ("uniform"), or the stated weight over the largest. What the shares
 add up to rides along, so that whoever was not heard does not count.
@@ -32,6 +33,7 @@ SUMS = 2.0**30
 SQUARES = 2.0**44
 EXACT = ("gradient", "hessian", "information", "branches", "outcome")  # sums of an exact fit, of standardised columns
 MOMENTS = ("sum", "square", "product")  # the same, in a training round
+SHARED = ("delta", "steps")  # a site sends them times its share, and of all they are means by weight
 UNKNOWN = 2.0**17  # rows by which updates are scaled where no round 0 has counted them
 
 
@@ -64,14 +66,18 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
 
 
 def weighed(study: Study, sums: Sums, site: str, scale: float) -> Sums:
-    """A site's sums with its update times its share of the weight, and that share beside it; and whether it got worse, where that counts."""
+    """A site's sums with its update times its share of the weight, and that share beside it; and whether it got worse, where that counts.
+
+    What a local rule says beside an update (SHARED) is weighed as the update is.
+    """
     margin = study.masked.margin if study.masked else None
     if "paired" in sums and margin is not None:
         sums = {**sums, "worse": answered(sums, margin)}
     if "delta" not in sums:
         return sums
     weight = share(study, site, float(sums["train"][0]) if "train" in sums else 1.0)
-    return {**sums, "delta": sums["delta"] * (weight / scale), "weight": np.array([weight])}
+    shared = {name: sums[name] * (weight / scale) for name in SHARED if name in sums}
+    return {**sums, **shared, "weight": np.array([weight])}
 
 
 def together(sums: Sums, scale: float) -> Sums:
@@ -82,7 +88,7 @@ def together(sums: Sums, scale: float) -> Sums:
     if weight <= 0:
         raise UpdateRejected("expected updates of some weight, found none: no site had rows to train on")
     found = {name: array for name, array in sums.items() if name != "weight"}
-    return {**found, "delta": sums["delta"] * (scale / weight)}
+    return {**found, **{name: sums[name] * (scale / weight) for name in SHARED if name in sums}}
 
 
 def share(study: Study, site: str, rows: float) -> float:

@@ -21,6 +21,9 @@ PRESETS: dict[
     "fedadagrad": ("sgd", "adagrad"),
     "fedadam": ("sgd", "adam"),
     "fedyogi": ("sgd", "yogi"),
+    "scaffold": ("scaffold", "sgd"),
+    "fednova": ("fednova", "sgd"),
+    "feddyn": ("feddyn", "sgd"),
 }
 COMBINES: dict[str, str] = {  # name: how updates combine; local and server as in fedavg
     "fedmedian": "median",
@@ -55,7 +58,7 @@ class Averaging(Frozen):
         means |= {"combine": COMBINES[preset]} if preset in COMBINES else {}
         for part, kind in means.items():
             options: dict[str, Any] = {"kind": kind} | dict(parts.get(part) or {})
-            swaps_local = part == "local" and preset != "fedprox"  # FedAdam with local Adam is still FedAdam
+            swaps_local = part == "local" and kind == "sgd"  # FedAdam with local Adam is still FedAdam
             if options["kind"] != kind and not swaps_local:
                 raise ValueError(
                     f"preset '{preset}' means {part} '{kind}', found '{options['kind']}': drop the preset and name the parts"

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedrounds.core import robust
+from fedrounds.core import local, robust
 from fedrounds.core.combine import Combine, Median
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
 from fedrounds.core.models import Model, fitting
@@ -261,8 +261,11 @@ class Study(Frozen):
         if isinstance(self.algorithm, Averaging):
             robust.require(self.algorithm.combine, self.privacy, self.weights)
         if self.privacy.dp:
-            local = self.averaging.local
-            self.privacy.dp.require(free, local.kind, (local.epochs, local.batch), self.weights)
+            rule = self.averaging.local
+            self.privacy.dp.require(free, rule.kind, (rule.epochs, rule.batch), self.weights)
+        if isinstance(self.algorithm, Averaging):
+            hidden, noised = self.privacy.masked is not None, self.privacy.dp is not None
+            local.require(self.algorithm.local, self.algorithm.combine.kind, hidden, noised)
         return self
 
     def _fits(self) -> None:

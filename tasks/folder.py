@@ -278,6 +278,11 @@ class State:
         return self.own / "profiles.json"
 
     @property
+    def memories(self) -> Path:
+        """What the sites of a run in one process remember between rounds; it never leaves."""
+        return self.own / "memories"
+
+    @property
     def log_key(self) -> Path:
         """The private key that signs the audit log."""
         return self.signing or self.own / "log.key"

@@ -31,6 +31,7 @@ from fedrounds.tasks.clock import Clock
 from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.forked import Forked
 from fedrounds.tasks.gates import GATE, Gates
+from fedrounds.tasks.memory import remembering
 from fedrounds.tasks.record import as_row, record
 from fedrounds.tasks.remembered import Remembered
 from fedrounds.tasks.verdict import Verdict, line, to_json
@@ -121,6 +122,7 @@ class Run:
                 "expected a study that masks its sums to run in one process or federated, found a cluster: leave --runner out"
             )
         self._crew = crew  # of a Dask cluster, where the rows are there
+        remembering(self)
         privacy.ledgers(self)
         self.forked: dict[str, Forked] = {}  # helpers that were forked ahead of the run, by module
         self._gates = crew or Gates(folder, state.log, QUIET, self.forked)

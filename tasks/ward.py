@@ -26,6 +26,7 @@ from fedrounds.site.budget import Budgets
 from fedrounds.sources import load
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import privacy
+from fedrounds.tasks.memory import Memory
 from fedrounds.tasks.traffic import Traffic
 from fedrounds.tasks.withheld import withheld
 
@@ -50,7 +51,7 @@ class Ward(Traffic):
         self.budgets: Budgets | None = (
             None  # of its privacy: under differential privacy nothing is answered without one
         )
-        self._memory: SiteState = {}
+        self._memory = Memory()
         self.key = (
             new_key() if plan.study.masked else b""
         )  # of a site of this process; a hospital that is apart has its own
@@ -120,9 +121,11 @@ class Ward(Traffic):
             asked = decode(request, Request)
             if self.plan.study.masked:
                 me = Self(self.name, self.key, self.roster)
-                self.vault, self._memory, reply = self.masked(asked, self.vault, me, self._memory)
+                self.vault, left, reply = self.masked(asked, self.vault, me, self._memory.before(asked.round))
             else:
-                self._memory, reply = self.reply(asked, self._memory)
+                left, reply = self.reply(asked, self._memory.before(asked.round))
+            if asked.ask == "train" and not reply.refusal:
+                self._memory.keep(asked.round, left)
             sent = encode(reply)
             self.crossed(step_of(asked), len(request), len(sent))
             return sent
@@ -192,6 +195,10 @@ class Ward(Traffic):
                 f"expected a privacy budget for site '{self.name}', found none: this way of running it keeps no ledger"
             )
         return self.budgets
+
+    def remember(self, folder: Path) -> None:
+        """Keep what it remembers between rounds in a file in there, and go on from what is there already."""
+        self._memory = Memory(folder / f"{self.name}.memory")
 
     @property
     def remembers(self) -> bool:

@@ -17,6 +17,7 @@ from fedrounds.core.errors import StudyError
 from fedrounds.core.evaluate import training_loss
 from fedrounds.core.messages import Reply
 from fedrounds.core.models.linear import linear
+from fedrounds.core.pace import batches
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows, clean
 from fedrounds.core.round import close_exchange, open_round
@@ -194,7 +195,7 @@ GRADIENT = linear(3, intercept=False).gradient
 
 
 def test_local_sgd_walks_over_every_row_once_an_epoch():
-    seen = [part.tolist() for _, part in local.batches(X, Y, 2, 16, np.random.default_rng(0))]
+    seen = [part.tolist() for _, part in batches(X, Y, 2, 16, np.random.default_rng(0))]
     assert [len(part) for part in seen] == [16, 16, 16, 2] * 2
     first, second = list(chain(*seen[:4])), list(chain(*seen[4:]))
     assert sorted(first) == sorted(second) == sorted(Y.tolist())

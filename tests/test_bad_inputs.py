@@ -95,7 +95,7 @@ CASES = [
     Case("unknown key", edit("study.toml", "seed = 0", "sead = 0"), STUDY, ("study.toml", "a key that the file knows", "'sead'")),
     Case("unknown key deep down", edit("study.toml", "fraction = 0.25", "share = 0.25"), STUDY, ("validation — ", "'share'", "drop it")),
     Case("unknown model", edit("study.toml", '"logistic"', '"forest"'), STUDY, ("model", "found 'forest'", "'logistic'")),
-    Case("model for another target", edit("study.toml", '"logistic"', '"linear"'), STUDY, ("binary target", "logistic or mlp", "'linear'")),
+    Case("model for another target", edit("study.toml", '"logistic"', '"linear"'), STUDY, ("binary target", "logistic or mlp or svm", "'linear'")),
     Case("unknown preset", edit("study.toml", '"fedavg"', '"fedsgd"'), STUDY, ("preset", "fedavg, fedavgm", "'fedsgd'")),
     Case("rate that is no number", edit("study.toml", "rate = 0.1", "rate = nan"), STUDY, ("algorithm.local", "rate", "finite", "found nan")),
     Case("negative rate", edit("study.toml", "rate = 0.1", "rate = -0.1"), STUDY, ("algorithm.local", "rate", "greater than 0", "found -0.1")),

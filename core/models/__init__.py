@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fedrounds.core.models.boosting import Boosting
 from fedrounds.core.models.cox import Cox
+from fedrounds.core.models.huber import Huber
 from fedrounds.core.models.kmeans import KMeans
 from fedrounds.core.models.linear import Linear
 from fedrounds.core.models.log_linear import Gamma, Poisson
@@ -18,10 +19,13 @@ from fedrounds.core.models.naive_bayes import NaiveBayes
 from fedrounds.core.models.negative_binomial import NegativeBinomial
 from fedrounds.core.models.ordinal import Ordinal
 from fedrounds.core.models.pca import Pca
+from fedrounds.core.models.svm import Svm
 
 Model = Annotated[
     Linear
+    | Huber
     | Logistic
+    | Svm
     | Poisson
     | Gamma
     | NegativeBinomial

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
-from fedrounds.core.local import Gradient, Train
+from fedrounds.core.pace import Gradient, Rule, Work
 from fedrounds.core.params import Vector
 from fedrounds.core.preprocess import Rows
 from fedrounds.core.privacy.hospital import BIT, Hospitals
@@ -45,7 +45,7 @@ def training(
     dp: Hospitals,
     size: int,
     gradient: Gradient,
-    train: Train,
+    local: Rule,
     server: ServerStep,
     agreed: Mapping[str, tuple[int, ...]],
 ) -> Algorithm:
@@ -60,7 +60,7 @@ def training(
 
     def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
         theta, clip = payload["theta"], float(payload["clip"][0])
-        delta = train(gradient, theta, rows.X, rows.y, rng) - theta
+        delta = local.visit(Work(gradient, _unread, rows.X, rows.y, rng), theta, {}, {}).delta
         return memory, {"delta": clipped(delta, clip if clip > 0 else dp.clip, adaptive)}
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
@@ -81,3 +81,8 @@ def training(
         return {"delta": (dp.size(size),)}
 
     return Algorithm(ask, answer, fold, shapes, takes)
+
+
+def _unread(theta: Vector) -> float:
+    """Of a rule that heeds the loss: `core/local.py` lets none of these through."""
+    raise NotImplementedError
