@@ -43,10 +43,11 @@ class Patient:
         command = [sys.executable, "-m", "fedrounds.cli.main", "run", str(self.folder), "--json"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def kill(self, rng: random.Random, phase: str) -> None:
+    def kill(self, rng: random.Random, phase: str, visit: int | None = None) -> None:
         """Run it, and kill -9 it at an instant that the seed draws; no process of it may stay."""
         after_s = rng.uniform(0, {"start": 3.0, "rounds": 0.15, "end": 1.5}[phase])
-        visit = {"start": 0, "rounds": min(self.visits() + rng.randint(1, 3), VISITS), "end": VISITS}[phase]
+        if visit is None:
+            visit = {"start": 0, "rounds": min(self.visits() + rng.randint(1, 3), VISITS), "end": VISITS}[phase]
         process = self.start()
         self._await(process, lambda: self.visits() >= visit)
         time.sleep(after_s)
@@ -203,6 +204,18 @@ def test_three_kills_and_a_dead_helper_change_nothing(tmp_path, toy_study):
     assert said.startswith("fedrounds: helper fedrounds.tasks.track ended with exit code -9")
     assert len(said.splitlines()) == 1
     patient.kill(rng, "end")
+    patient.finish()
+    patient.examine()
+    assert not any("ended before" in kill for kill in patient.kills), patient.kills
+
+
+def test_what_sites_remember_outlives_kills(tmp_path, toy_study):
+    patient = initiated(tmp_path / "toy", toy_study.folder / "mlruns" / ".cache")
+    words = patient.folder / "study.toml"
+    words.write_text(words.read_text().replace('preset = "fedavg"', 'preset = "scaffold"'))
+    rng = random.Random(7)
+    patient.kill(rng, "rounds", 4)  # three rounds were trained, or more
+    assert {file.stem for file in (patient.state / "memories").glob("*.memory")} == {"east", "north", "south", "west"}
     patient.finish()
     patient.examine()
     assert not any("ended before" in kill for kill in patient.kills), patient.kills

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy.optimize import minimize
 
+from fedrounds.cli.init import init
 from fedrounds.core import local
-from fedrounds.core.errors import QuorumError, StateError
+from fedrounds.core.errors import QuorumError, StateError, StudyError
 from fedrounds.core.models.huber import huber
 from fedrounds.core.models.linear import linear
 from fedrounds.core.models.logistic import logistic
@@ -18,9 +20,14 @@ from fedrounds.core.models.svm import svm
 from fedrounds.core.pace import walk as walked
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows
+from fedrounds.core.round import Asking
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
-from fedrounds.tasks.memory import Memory
+from fedrounds.tasks import folder as folders
+from fedrounds.tasks.memory import Memory, remembering
+from fedrounds.tasks.run import opened
+from fedrounds.tasks.verdict import Verdict
+from fedrounds.tasks.ward import Ward
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.normal(size=(50, 3)), RNG.normal(size=50)
@@ -47,6 +54,7 @@ def study(algorithm, width=3, **words):
 
 def preset(name, **more):
     """Full-batch steps, five a round."""
+    more = {"alpha": ALPHA, **more} if name == "feddyn" else more
     return {"preset": name, "local": {"rate": RATE, "steps": STEPS, "batch": "all", **more}}
 
 
@@ -206,7 +214,7 @@ def test_feddyn_is_algorithm_1():
         own = {name: own[name] - ALPHA * (ends[name] - theta) for name in data}
         h = h - ALPHA * sum(p[name] * (ends[name] - theta) for name in data)
         theta = sum(p[name] * ends[name] for name in data) - h / ALPHA
-    same(last(study(preset("feddyn", alpha=ALPHA)), data, 6), theta)
+    same(last(study(preset("feddyn")), data, 6), theta)
 
 
 def test_fednova_is_equation_11():
@@ -237,7 +245,7 @@ def test_fednova_is_equation_11():
 
 @pytest.mark.parametrize("name", REMEMBER)
 def test_it_reaches_the_pooled_optimum_where_fedavg_with_local_steps_does_not(name):
-    """Distance to pooled least squares: FedAvg 0.2 and more at any number of rounds, with a memory below 1e-9."""
+    """Distance to pooled least squares after 300 rounds: FedAvg 0.11, as after 100; with a memory 2e-15."""
     data = sites()
     best = pooled(data)
     drifted = last(study(preset("fedavg")), data, 300)
@@ -284,9 +292,9 @@ def test_the_order_of_sites_changes_no_bit(name):
 def test_narrow_messages_are_the_same_as_bytes_and_end_near_the_wide_ones(name, codec):
     data = sites()
     narrow = study(preset(name), protocol={"codec": codec})
-    ends = [last(narrow, data, 300, wire=wire) for wire in (False, True)]
+    ends = [last(narrow, data, 60, wire=wire) for wire in (False, True)]
     assert ends[0].tobytes() == ends[1].tobytes()
-    wide = last(study(preset(name)), data, 300)
+    wide = last(study(preset(name)), data, 60)
     assert np.abs(ends[0] - wide).max() < (1e-5 if codec == "float32" else 0.05)
 
 
@@ -352,6 +360,12 @@ def test_a_damaged_memory_is_named_and_what_to_do(tmp_path):
         Memory(tmp_path / "east.memory")
 
 
+def test_a_cluster_is_refused_before_anything_is_asked():
+    run = SimpleNamespace(folder=SimpleNamespace(study=study("scaffold")), carrier="process", on_dask=True)
+    with pytest.raises(StudyError, match="a worker that dies would lose what its sites remember; leave --runner out"):
+        remembering(run)
+
+
 @pytest.mark.parametrize("name", REMEMBER)
 def test_hospitals_apart_end_where_one_process_does_though_rounds_fail_and_agents_die(apart, name):
     study = apart(protocol={'preset = "fedavg"': f'preset = "{name}"'})
@@ -371,6 +385,59 @@ def test_hospitals_apart_end_where_one_process_does_though_rounds_fail_and_agent
         study.visit(run, "score")
         assert any(key.startswith("local.control.") for key in run.state.memory)
     assert study.seen == study.reference()
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("name", REMEMBER)
+def test_a_run_that_dies_between_any_two_answers_goes_on_bit_for_bit(tmp_path, capfd, name):
+    """Each life ends later in a round: after no answer, one, …, all four before they are folded; and one right after a round is closed."""
+    init(tmp_path / "toy", as_json=True)
+    words = tmp_path / "toy" / "study.toml"
+    words.write_text(words.read_text().replace('preset = "fedavg"', f'preset = "{name}"'))
+    read = folders.read(tmp_path / "toy")
+    place = folders.state_of(tmp_path / "toy", "toy", tmp_path / "state")
+    folders.prepare(place, fresh=False)
+    visits = ["statistics", *["train"] * 6, "score"]
+
+    def live(answers):
+        """Run until so many more answers were given, then die."""
+        with opened(read, place) as run:
+            for ward in run.wards.values():
+                ward.load()
+                if run.state.statistics:
+                    ward.preprocess(run.state.statistics)
+            run.admit({site: Verdict(site, True, 0, (), "") for site in run.wards})
+            for ask in visits[run.visit :]:
+                asking = run.open(ask)
+                while isinstance(asking, Asking):
+                    replies = []
+                    for site in asking.sites:
+                        if ask == "train" and not answers:
+                            raise Killed
+                        answers -= ask == "train"
+                        replies.append(run.wards[site].answer(asking.requests[site]))
+                    if ask == "train" and not answers:
+                        raise Killed
+                    asking = run.aggregate(asking, replies)
+                if ask == "statistics":
+                    for ward in run.wards.values():
+                        ward.preprocess(run.state.statistics)
+            return run.state
+
+    for answers in (2, 7, 4, 5, 9, 3):
+        with pytest.raises(Killed):
+            live(answers)
+    found = live(1000)
+    plan = build(read.study)
+    wards = {site: Ward(file, plan, read.data) for site, file in read.sites.items()}
+    cohorts = {site: ward.cohort for site, ward in wards.items() if ward.load()}
+    *_, closed = simulate(plan, cohorts, 6)
+    assert found.theta.tobytes() == closed.state.theta.tobytes()
+    assert found.memory.keys() == closed.state.memory.keys()
+    assert all(found.memory[key].tobytes() == array.tobytes() for key, array in closed.state.memory.items())
 
 
 # --- models with other losses -----------------------------------------------------------------------------------------

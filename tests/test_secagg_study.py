@@ -45,7 +45,10 @@ def test_masked_sums_are_the_plain_ones_to_half_a_step_a_site(model, bits):
     close(hidden, plain, len(SITES) * half + 1e-9)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+SHOWN = ("scaffold", "feddyn")  # their sites' controls are needed one by one: `test_local.py` has the refusal
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in SHOWN])
 def test_every_preset_trains_the_same_model_under_masks(preset):
     hidden, plain = both(study(algorithm=preset, bits=64), rounds=2)
     close(hidden, plain, 1e-5)
