@@ -79,6 +79,8 @@ def _notes(found: Regression) -> list[str]:
             f"Deviance {_say(found.deviance)}, log-likelihood {_say(found.log_likelihood)}, AIC {_say(found.aic)},"
             f" dispersion {_say(found.dispersion or 1.0)}."
         )
+    elif found.aic is not None and found.log_likelihood is not None:
+        notes.append(f"Log-likelihood {_say(found.log_likelihood)}, AIC {_say(found.aic)}.")
     if found.penalised:
         notes.append(
             "A ridge penalty has shrunk the estimates: intervals are about the shrunk values, whose bias they do not tell."

@@ -76,7 +76,7 @@ def title(metric: str) -> str:
     >>> title("auc"), title("log_loss"), title("r2")
     ('AUC', 'log-loss', 'R²')
     """
-    return {"auc": "AUC", "r2": "R²", "mse": "MSE", "log_loss": "log-loss", "explained": "explained share"}.get(
+    return {"auc": "AUC", "r2": "R²", "mse": "MSE", "log_loss": "log-loss", "explained": "explained"}.get(
         metric, metric
     )
 

@@ -334,7 +334,7 @@ def _save(plan: Plan, model: Any, folder: Path) -> None:
 
     from fedrounds.core.export import example
 
-    predict = next(way for way in ("predict_proba", "predict", "transform") if hasattr(model, way))
+    predict = "predict_proba" if hasattr(model, "predict_proba") else "predict"
     made_up = example(plan.study)
     mlflow.sklearn.save_model(
         model,

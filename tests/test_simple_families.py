@@ -175,12 +175,14 @@ def test_principal_components_of_sums_are_those_of_all_rows(split, offset, compo
     solved, exchanges = fit_by_sums(covariance(P, components), X, y, SPLITS[split](N))
     pooled = PCA(components, svd_solver="full").fit(X[:, :P])
     family = pca(P, components)
-    fitted = family.estimator(solved.theta)
+    served = family.estimator(solved.theta)
+    fitted = served["components"]
     assert exchanges == 2
     for name in ("components_", "mean_", "explained_variance_", "explained_variance_ratio_", "noise_variance_"):
         np.testing.assert_allclose(getattr(fitted, name), getattr(pooled, name), err_msg=name, **EXACT)
     np.testing.assert_allclose(fitted.singular_values_, pooled.singular_values_, rtol=1e-10)
     np.testing.assert_allclose(fitted.transform(X[:, :P]), pooled.transform(X[:, :P]), **EXACT)
+    np.testing.assert_allclose(served.predict(X[:, :P]), pooled.transform(X[:, :P]), **EXACT)
     left = ((X[:, :P] - pooled.inverse_transform(pooled.transform(X[:, :P]))) ** 2).sum(1)
     prediction = family.predict(solved.theta, X)
     np.testing.assert_allclose(family.losses(prediction, y), left, **EXACT)

@@ -16,7 +16,8 @@ from fedrounds.core.answer import Policy
 from fedrounds.core.coefficients import on_original_scale
 from fedrounds.core.errors import DataContractError, NoFit, StudyError
 from fedrounds.core.evaluate import metrics, total
-from fedrounds.core.export import pipeline
+from fedrounds.core.export import example, pipeline
+from fedrounds.core.operations import Gate
 from fedrounds.core.plan import build
 from fedrounds.core.portrait import portrait
 from fedrounds.core.preprocess import clean, encode
@@ -25,6 +26,9 @@ from fedrounds.core.regression import regression
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.reports.portrait import groups_of
+from fedrounds.tasks.draft import draft, evidence
+from fedrounds.tasks.track import _save
 
 SITES = {"east": 180, "north": 60, "south": 1, "west": 140}
 GRADES = ["mild", "moderate", "severe"]
@@ -181,7 +185,7 @@ def test_what_is_exported_predicts_as_the_core_does(name):
             apart = X[:, :4] - centers[model.predict(frame)]
             np.testing.assert_allclose((apart**2).sum(1), found[:, 0], atol=1e-10)
         case "pca":
-            back = model.named_steps["model"].inverse_transform(model.transform(frame))
+            back = model.named_steps["model"]["components"].inverse_transform(model.predict(frame))
             np.testing.assert_allclose(((X[:, :4] - back) ** 2).sum(1), found[:, 0], atol=1e-10)
         case "negative_binomial":
             np.testing.assert_allclose(model.predict(frame), found, rtol=1e-10)
@@ -328,3 +332,38 @@ def test_counts_that_are_none_are_refused_at_the_hospital():
 def test_a_round_that_finds_no_fit_says_so():
     with pytest.raises(NoFit, match="expected 300 training patients of every cluster"):
         run("k-means", model={"kind": "kmeans", "starts": STARTS, "fewest": 300})
+
+
+def test_the_report_shows_centres_means_and_loadings_side_by_side():
+    for name, said in {
+        "k-means": ("Cluster 3", "ward = c", "nearest to it"),
+        "naive Bayes of three": ("Class severe", "±", "independent within a class"),
+        "components": ("Component 2 (", "of the variance together", "Loadings"),
+    }.items():
+        plan, _, closed = run(name)
+        state = closed[-1].state
+        page = groups_of(portrait(plan, state.theta, state.statistics), 1)
+        assert all(words in page for words in said)
+
+
+@pytest.mark.parametrize("name", ["k-means", "components"])
+def test_a_suite_is_drafted_of_the_features_alone_where_nothing_is_predicted(name):
+    of, parts = study(name), tables({"east": 180, "west": 140})
+    seen = evidence(of, {site: (table, ()) for site, table in parts.items()})
+    columns = {one["kwargs"].get("column") for one in draft(of, Gate(), seen)}
+    assert {"age", "dose", "ward"} <= columns
+    assert not {"", "ill", "grade", "visits"} & columns
+
+
+@pytest.mark.parametrize(
+    ("name", "serves"), [("k-means", "predict"), ("components", "predict"), ("ordinal", "predict_proba")]
+)
+def test_what_mlflow_serves_is_what_the_pipeline_says(name, serves, tmp_path):
+    import mlflow.pyfunc
+
+    plan, _, closed = run(name)
+    model = pipeline(plan, closed[-1].state)
+    _save(plan, model, tmp_path / "model")
+    frame = example(plan.study)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    np.testing.assert_array_equal(np.asarray(served.predict(frame)), getattr(model, serves)(frame))

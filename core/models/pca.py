@@ -96,6 +96,8 @@ def pca(features: int, components: int) -> Family:
 
     def estimator(theta: Vector) -> Any:
         from sklearn.decomposition import PCA
+        from sklearn.linear_model import LinearRegression
+        from sklearn.pipeline import Pipeline
 
         parts = layout.split(theta)
         rows, total = float(parts["rows"][0]), float(parts["total"][0])
@@ -110,7 +112,10 @@ def pca(features: int, components: int) -> Family:
         fitted.n_components_ = components
         fitted.n_samples_ = int(rows)
         fitted.n_features_in_ = features
-        return fitted
+        scores: Any = LinearRegression()  # passes them on, so that `predict` gives them: MLflow serves no `transform`
+        scores.coef_, scores.intercept_ = np.eye(components), np.zeros(components)
+        scores.n_features_in_ = components
+        return Pipeline([("components", fitted), ("scores", scores)])
 
     return Family(layout, np.zeros(layout.size), init, None, predict, losses, estimator)
 

@@ -29,10 +29,10 @@ def require_groups(counts: Vector, fewest: int, what: str) -> None:
     """
     few = np.flatnonzero(counts < max(fewest, 1))
     if few.size:
-        found = "none" if counts[few[0]] == 0 else "fewer"
+        found, wanted = "none" if counts[few[0]] == 0 else "fewer", f"{fewest} " if fewest > 1 else ""
         raise NoFit(
-            f"expected {max(fewest, 1)} training patients of every {what} at the sites that took part, found {found} of {what}"
-            f" {few[0] + 1} of {len(counts)}, as study.toml has them in order: merge or leave out the {what}, or change `fewest`"
+            f"expected {wanted}training patients of every {what} at the sites that took part, found {found} of {what} {few[0] + 1} of"
+            f" {len(counts)}, as study.toml has them in order: merge or leave out the {what}{', or change `fewest`' if fewest > 1 else ''}"
         )
 
 
