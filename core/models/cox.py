@@ -279,7 +279,7 @@ def _require_settled(
     if first and flat.any():
         raise NoFit(
             f"expected columns that differ between patients at risk, found '{columns[int(np.argmax(flat))]}' the same for all"
-            " whenever an event happens: leave it out"
+            ' whenever an event happens: leave it out (encode = "drop_first" for a category)'
         )
     unit = 1 / np.sqrt(diagonal) if first else work["unit"]
     values, vectors = np.linalg.eigh(unit[:, None] * information * unit)
