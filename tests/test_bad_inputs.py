@@ -95,7 +95,7 @@ CASES = [
     Case("unknown key", edit("study.toml", "seed = 0", "sead = 0"), STUDY, ("study.toml", "a key that the file knows", "'sead'")),
     Case("unknown key deep down", edit("study.toml", "fraction = 0.25", "share = 0.25"), STUDY, ("validation — ", "'share'", "drop it")),
     Case("unknown model", edit("study.toml", '"logistic"', '"forest"'), STUDY, ("model", "found 'forest'", "'logistic'")),
-    Case("model for another target", edit("study.toml", '"logistic"', '"linear"'), STUDY, ("binary target", "logistic or mlp or svm", "'linear'")),
+    Case("model for another target", edit("study.toml", '"logistic"', '"linear"'), STUDY, ("binary target", "logistic or svm or naive_bayes", "'linear'")),
     Case("unknown preset", edit("study.toml", '"fedavg"', '"fedsgd"'), STUDY, ("preset", "fedavg, fedavgm", "'fedsgd'")),
     Case("rate that is no number", edit("study.toml", "rate = 0.1", "rate = nan"), STUDY, ("algorithm.local", "rate", "finite", "found nan")),
     Case("negative rate", edit("study.toml", "rate = 0.1", "rate = -0.1"), STUDY, ("algorithm.local", "rate", "greater than 0", "found -0.1")),
@@ -158,7 +158,7 @@ CASES = [
     Case("rounds back", nothing, USAGE, ("--more", "above 0", "'-1'"), ("run", "{}", "--more=-1")),
     Case("rounds in words", nothing, USAGE, ("--more", "above 0", "'two'"), ("run", "{}", "--more", "two")),
     Case("unknown option", nothing, USAGE, ("--fast", "fedrounds --help"), ("run", "{}", "--fast")),
-    Case("unknown command", nothing, USAGE, ("'train'", "'init', 'check', 'plan', 'run'"), ("train", "{}")),
+    Case("unknown command", nothing, USAGE, ("'train'", "'init', 'models', 'strategies', 'check', 'plan', 'run'"), ("train", "{}")),
     Case("no folder named", nothing, USAGE, ("DIR", "fedrounds run --help"), ("run",)),
 ]  # fmt: skip
 CHECKS = [case for case in CASES if case.command == ("run", "{}") and case.code in (STUDY, DATA)]
