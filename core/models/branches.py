@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 STEP = (
     2.0**-23
 )  # of the public grid: gradients of classes are within 1, those of numbers in a unit that they are about within
-MARKS: WeakKeyDictionary[Rows, Vector] = WeakKeyDictionary()
 WIDEST = 4.0  # a gradient on the grid at most
 NUMBERS = 1 << 22  # of codes added up at a time, which bounds what memory it takes
 
@@ -105,7 +103,7 @@ def _standing(
     asked: Payload, memory: SiteState, rows: Rows, task: Task, forest: Forest, turn: int, level: int
 ) -> Standing:
     theta, X, unit = asked["forest"], rows.X, float(asked["unit"][0])
-    mark = _mark(rows)
+    mark = rows.mark
     same = "mark" in memory and all(
         np.array_equal(memory[name], now)
         for name, now in (("mark", mark), ("edges", asked["edges"]), ("unit", asked["unit"]))
@@ -134,19 +132,6 @@ def _follows(memory: Mapping[str, Array], theta: Vector, forest: Forest, before:
         and memory["turn"].tolist() == list(before)
         and np.array_equal(memory["forest"], forest.until(theta, *before))
     )
-
-
-def _mark(rows: Rows) -> Vector:
-    """(n,) a number a row that differs if one of its numbers does; rows are frozen, so once for each."""
-    if rows not in MARKS:
-        MARKS[rows] = _marked(rows)
-    return MARKS[rows]
-
-
-def _marked(rows: Rows) -> Vector:
-    weigh = np.cos(np.arange(1.0, rows.X.shape[1] + 2.0))
-    mark = rows.X @ weigh[:-1] + rows.y * weigh[-1]
-    return mark if rows.weight is None else mark + rows.weight * np.pi
 
 
 def _of_level(
