@@ -4,7 +4,8 @@
 
 Made-up patients with a yes/no outcome, in one process, every library held to one thread. The plain loop (`core.simulate`) agrees on bins and grows
 all trees in one round, over four sites; scikit-learn fits the same rows in one place, with as many bins, the same trees, depth, rate and
-leaf size, and no early stop. The two alternate, and the fastest of each is compared: the issue asks for a ratio of at most 6.
+leaf size, and no early stop. The two alternate, and the fastest of each is compared: the issue asks for a ratio of at most 6. Where others
+compute on the machine, seconds of CPU tell more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -55,23 +57,37 @@ def made_up(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return X, (rng.random(rows) < 1 / (1 + np.exp(-score))).astype(float)
 
 
-def ours(plan: Plan, data: Mapping[str, Rows]) -> tuple[float, np.ndarray]:
-    """Seconds, and the model."""
-    start = time.perf_counter()
+def clock() -> np.ndarray:
+    """(2,) seconds of wall and of CPU."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def ours(plan: Plan, data: Mapping[str, Rows]) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds (2,), and the model."""
+    start = clock()
     closed = next(iter(simulate(plan, data, rounds=1)))
-    return time.perf_counter() - start, closed.state.theta
+    return clock() - start, closed.state.theta
 
 
-def theirs(args: argparse.Namespace, X: np.ndarray, y: np.ndarray) -> tuple[float, object]:
-    """Seconds, and the model."""
+def theirs(args: argparse.Namespace, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Seconds (2,), and the model."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     model = HistGradientBoostingClassifier(
         max_iter=args.trees, max_depth=args.depth, max_leaf_nodes=None, max_bins=args.bins, early_stopping=False
     )
-    start = time.perf_counter()
+    start = clock()
     model.fit(X, y)
-    return time.perf_counter() - start, model
+    return clock() - start, model
+
+
+def told(what: str, seconds: np.ndarray, beside: np.ndarray) -> str:
+    """Both and their ratio, wall and CPU."""
+    (wall, cpu), (other, other_cpu) = seconds, beside
+    return (
+        f"{what} ours {wall:.2f} s, {cpu:.2f} s; scikit-learn {other:.2f} s, {other_cpu:.2f} s;"
+        f" ratio {wall / other:.2f}, {cpu / other_cpu:.2f}"
+    )
 
 
 def main() -> None:
@@ -96,21 +112,19 @@ def main() -> None:
     parts = [slice(i, args.rows, len(SITES)) for i in range(len(SITES))]
     none = X[:0], y[:0]
     data = {name: Rows(X[part].copy(), y[part].copy(), *none) for name, part in zip(SITES, parts, strict=True)}
-    found: list[tuple[float, float]] = []
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     theta, model = np.zeros(0), None
     with threadpool_limits(1):
         for _ in range(args.times):
             seconds, theta = ours(plan, data)
             beside, model = theirs(args, X[seen, :-1], y[seen])
             found.append((seconds, beside))
-            print(f"ours {seconds:7.2f} s   scikit-learn {beside:7.2f} s   ratio {seconds / beside:5.2f}", flush=True)
-    best, other = (min(column) for column in zip(*found, strict=True))
-    print(
-        f"fastest: ours {best:.2f} s, scikit-learn {other:.2f} s, ratio {best / other:.2f} (load {os.getloadavg()[0]:.1f})"
-    )
+            print(told("wall and CPU:", seconds, beside), flush=True)
+    fastest = [np.min(column, axis=0) for column in zip(*found, strict=True)]
+    print(told("fastest:", *fastest), f"(load {os.getloadavg()[0]:.1f})")
     areas = [
         roc_auc_score(y[fresh], predicted)
-        for predicted in (plan.family.predict(theta, X[fresh]), model.predict_proba(X[fresh, :-1])[:, 1])  # type: ignore[union-attr]
+        for predicted in (plan.family.predict(theta, X[fresh]), model.predict_proba(X[fresh, :-1])[:, 1])
     ]
     print(f"area under the curve on {FRESH} fresh rows: ours {areas[0]:.4f}, scikit-learn {areas[1]:.4f}")
 

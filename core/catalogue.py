@@ -12,7 +12,7 @@ from fedrounds.core.local import Local
 from fedrounds.core.models import Model
 from fedrounds.core.models.family import Kind
 from fedrounds.core.server import Server
-from fedrounds.core.strategy import PRESETS, Exact
+from fedrounds.core.strategy import COMBINES, PRESETS, Exact
 
 PAPER = re.compile(r" ?\(((?:[A-Z][^()]* )?[^()]*\b(?:19|20)\d\d[^()]*)\)")
 
@@ -53,13 +53,12 @@ def strategies() -> list[Word]:
     parts = {"local": Local, "combine": Combine, "server": Server}
     told = {part: [_word(kind, part) for kind in words(union)] for part, union in parts.items()}
     by_name = {(word.part, word.name): word for words_ in told.values() for word in words_}
+    made = {name: dict(zip(("local", "server"), chosen, strict=True)) for name, chosen in PRESETS.items()}
+    made |= {name: {"local": "sgd", "combine": kind, "server": "sgd"} for name, kind in COMBINES.items()}
     presets: list[Word] = []
-    for name, chosen in PRESETS.items():
-        named = [
-            by_name[part, kind]
-            for part, kind in zip(parts if len(chosen) == 3 else ("local", "server"), chosen, strict=True)
-        ]
-        telling = [word for word in named if word.name not in ("sgd", "weighted_mean")] or named[:1]
+    for name, chosen in made.items():
+        named = [by_name[part] for part in chosen.items()]
+        telling = [word for word in named if word.name != "sgd"] or named[:1]
         goes = " + ".join(f"{word.part} {word.name}" for word in named)
         paper = "; ".join(dict.fromkeys(word.paper for word in telling if word.paper))
         presets.append(Word(name, "preset", "; ".join(word.says for word in telling), paper, (), goes))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,13 @@ class Rows:
     X_valid: Array
     y_valid: Array
     weight: Array | None = None  # (n,) how often a training row counts, where the study says
+
+    @cached_property
+    def mark(self) -> Array:
+        """(n,) a number a training row that differs if one of its numbers does: a site knows by it which rows it worked something out of."""
+        weigh = np.cos(np.arange(1.0, self.X.shape[1] + 2.0))
+        mark = self.X @ weigh[:-1] + self.y * weigh[-1]
+        return mark if self.weight is None else mark + self.weight * np.pi
 
     def __repr__(self) -> str:
         return f"Rows({len(self.y)} training, {len(self.y_valid)} validation)"

@@ -12,7 +12,7 @@ from fedrounds.core.combine import Combine
 from fedrounds.core.local import Local
 from fedrounds.core.models import Model
 from fedrounds.core.server import Server
-from fedrounds.core.strategy import PRESETS
+from fedrounds.core.strategy import COMBINES, PRESETS
 
 
 def test_models_lists_every_kind_of_model_with_targets_and_paper(capfd):
@@ -33,7 +33,7 @@ def test_strategies_lists_presets_parts_and_the_exact_fit(capfd):
         part: [word["name"] for word in found if word["part"] == part]
         for part in ("preset", "exact", "local", "combine", "server")
     }
-    assert by_part["preset"] == list(PRESETS)
+    assert by_part["preset"] == [*PRESETS, *COMBINES]
     assert by_part["exact"] == ["exact"]
     for part, union in (("local", Local), ("combine", Combine), ("server", Server)):
         assert len(by_part[part]) == len(catalogue.words(union)), part

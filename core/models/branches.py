@@ -27,7 +27,7 @@ STEP = (
     2.0**-23
 )  # of the public grid: gradients of classes are within 1, those of numbers in a unit that they are about within
 WIDEST = 4.0  # a gradient on the grid at most
-NUMBERS = 1 << 20  # of codes added up at a time: they stay in the processor's cache
+NUMBERS = 1 << 22  # of codes added up at a time, which bounds what memory it takes
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _standing(
     asked: Payload, memory: SiteState, rows: Rows, task: Task, forest: Forest, turn: int, level: int
 ) -> Standing:
     theta, X, unit = asked["forest"], rows.X, float(asked["unit"][0])
-    mark = _mark(rows)
+    mark = rows.mark
     same = "mark" in memory and all(
         np.array_equal(memory[name], now)
         for name, now in (("mark", mark), ("edges", asked["edges"]), ("unit", asked["unit"]))
@@ -132,13 +132,6 @@ def _follows(memory: Mapping[str, Array], theta: Vector, forest: Forest, before:
         and memory["turn"].tolist() == list(before)
         and np.array_equal(memory["forest"], forest.until(theta, *before))
     )
-
-
-def _mark(rows: Rows) -> Vector:
-    """(n,) a number a row that differs if one of its numbers does."""
-    weigh = np.cos(np.arange(1.0, rows.X.shape[1] + 2.0))
-    mark = rows.X @ weigh[:-1] + rows.y * weigh[-1]
-    return mark if rows.weight is None else mark + rows.weight * np.pi
 
 
 def _of_level(
@@ -174,7 +167,7 @@ def _added(
     from scipy.sparse import csr_array  # here, because `fedrounds --help` must not load scipy
 
     nodes, columns, bins, _ = shape
-    total = np.zeros((nodes * columns * bins, 3))
+    size, total = nodes * columns * bins, None
     offset = np.arange(columns, dtype=np.int32) * bins
     few = max(1, NUMBERS // columns)
     for start in range(0, len(rows), few):
@@ -183,11 +176,17 @@ def _added(
         if nodes > 1:
             cell += (place[part] * (columns * bins)).astype(np.int32)[:, None]
         ends = np.arange(0, cell.size + 1, columns, dtype=np.int32)
-        ones: Any = csr_array((_ones(few * columns)[: cell.size], cell.reshape(-1), ends), (len(cell), len(total)))
-        total += ones.T @ weights[rows[part]]
-    return total.reshape(shape)
+        ones: Any = csr_array((_ones(cell.size), cell.reshape(-1), ends), (len(cell), size))
+        found: Array = ones.T @ weights[rows[part]]
+        total = found if total is None else total + found
+    return np.zeros(shape) if total is None else total.reshape(shape)
 
 
-@lru_cache(maxsize=1)
 def _ones(size: int) -> Vector:
+    """So many ones: most of an array that is kept, since scipy copies what is less than half of one."""
+    return _kept_ones(1 << (size - 1).bit_length())[:size]
+
+
+@lru_cache(maxsize=4)
+def _kept_ones(size: int) -> Vector:
     return np.ones(size)
