@@ -92,11 +92,11 @@ def afl(rate: float) -> Rule:
 
     def counted(memory: Memory, update: Vector, told: Told) -> tuple[Vector, float]:
         weights = known(memory)
-        return update, told.weight * weights.get(told.site, float(np.mean(list(weights.values() or [1.0]))))
+        return update, told.weight * weights.get(told.site, _begin(weights, 1.0))
 
     def after(memory: Memory, losses: Mapping[str, float]) -> Memory:
         weights = known(memory)
-        begin = float(np.mean(list(weights.values() or [1 / len(losses)])))
+        begin = _begin(weights, 1 / len(losses))
         names = sorted({*weights, *losses})
         with np.errstate(over="ignore"):
             risen = np.array([weights.get(name, begin) + rate * losses.get(name, 0.0) for name in names])
@@ -118,12 +118,18 @@ def afl(rate: float) -> Rule:
     return mean._replace(finish=finish, counted=counted, after=after)
 
 
+def _begin(weights: Mapping[str, float], first: float) -> float:
+    """The weight of a site that is new: the mean of those there are."""
+    return sum(weights.values()) / len(weights) if weights else first
+
+
 def project(point: Vector) -> Vector:
     """The nearest point whose numbers are 0 or more and add up to 1 (Duchi et al. 2008, figure 1).
 
     >>> project(np.array([0.5, 0.75, -1.0]))
     array([0.375, 0.625, 0.   ])
     """
+    point = point - point.max()  # which changes nothing, and keeps the digits of large numbers
     down = np.sort(point)[::-1]
     over = (np.cumsum(down) - 1) / np.arange(1, len(point) + 1)
     return np.maximum(point - over[np.flatnonzero(down > over)[-1]], 0.0)

@@ -31,7 +31,7 @@ class RunState:
     round: int
     exchange: int
     theta: Vector
-    memory: Mapping[str, Vector]  # of the server optimiser
+    memory: Mapping[str, Vector]  # of the server optimiser, and of a combining rule that has one
     statistics: Mapping[str, Array]  # empty until round 0 has closed
     work: Mapping[str, Array] = field(default_factory=dict[str, Array])
     champion: Champion | None = None

@@ -241,6 +241,7 @@ def test_a_stated_norm_bounds_the_result_and_what_attackers_move(honest, one, ot
 def test_a_stated_norm_leaves_shorter_updates_as_they_are_and_keeps_weights():
     found = combined({"kind": "norm_clip", "bound": 5.0}, [[30.0, 40.0], [0.0, 1.0]], [1.0, 3.0])
     np.testing.assert_allclose(found, [0.75, 1.75], rtol=1e-15)
+    assert combined({"kind": "norm_clip"}, [[2.0], [4.0], [-8.0]], [1.0, 2.0, 1.0]).tolist() == [1.5]
     assert combined({"kind": "norm_clip"}, [[0.0], [0.0], [7.0]]).tolist() == [0.0]  # the median length is 0
 
 
@@ -288,6 +289,11 @@ def test_the_projection_is_the_nearest_point_of_the_simplex(point):
         middle = (low + high) / 2
         low, high = (middle, high) if np.maximum(point - middle, 0).sum() > 1 else (low, middle)
     np.testing.assert_allclose(found, np.maximum(point - low, 0), rtol=0, atol=1e-11)
+
+
+def test_the_projection_of_large_numbers_is_on_the_simplex_too():
+    assert project(np.array([1e17, 1.0, -1e300])).tolist() == [1.0, 0.0, 0.0]
+    assert project(np.array([1e17, 1e17])).tolist() == [0.5, 0.5]
 
 
 def test_afl_is_the_papers_loop_who_is_away_is_kept_and_who_joins_begins_at_the_mean():
