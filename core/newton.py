@@ -27,6 +27,7 @@ Begin = Callable[[Vector, Sums], Vector | None]
 Evaluate: TypeAlias = "Callable[[Vector, Rows], Mapping[str, Array]]"
 SINGULAR = 1e-11  # of a Hessian scaled to a unit diagonal: below this smallest eigenvalue its columns are one another's
 HALVINGS = 30
+NEAR = 1e-6  # a step, beside the number that it moves, below which a fit is as good as there
 PATIENCE = 12  # exchanges after which steps that shrink no more are those of a coefficient on its way to infinity
 
 
@@ -39,6 +40,7 @@ def newton(
     known: int = 0,
     more: Shapes | None = None,
     begin: Begin | None = None,
+    grain: float = 0.0,
 ) -> Exact:
     """A damped Newton fit.
 
@@ -51,6 +53,7 @@ def newton(
         known: how many parameters at the end are not fitted, but stay as they are.
         more: shapes of further sums; their totals at the solution are among its facts, with `hessian` and `rows`.
         begin: (at, totals) -> where to start instead, None: here is well; asked after the first exchange.
+        grain: by how much the total loss may be off, where sums are rounded to be hidden: a rise by less is none.
 
     Raises:
         NoFit: the parameters are not settled by the data: collinear or empty columns, separation, no convergence.
@@ -72,7 +75,10 @@ def newton(
             return Solved(at, {"at": better, "turn": np.array([1.0, 0.0])}, False)
         rows = float(totals["rows"][0])
         loss = float(totals["loss"][0]) + rows / 2 * float(penalty @ (at * at))
-        if "best" in work and not loss <= float(work["best"][0]) + 1e-12 * abs(loss):
+        # The loss of other patients says nothing of a step: whoever is lost midway, it is a new beginning from here
+        same = "best" in work and float(work["best"][1]) == rows
+        near = same and float(work["longest"][0]) < NEAR  # there rounding says more of the loss than the step does
+        if same and not near and not loss <= float(work["best"][0]) + 1e-12 * abs(loss) + grain:
             return _half(work, turn, halved, settings, names)
         hessian = totals["hessian"][free, free] + rows * np.diag(penalty[free])
         gradient = totals["gradient"][free] + rows * (penalty * at)[free]
@@ -81,14 +87,15 @@ def newton(
         step = np.zeros(size)
         step[free] = -scale * np.linalg.solve(scale[:, None] * hessian * scale, scale * gradient)
         longest = float(np.max(np.abs(step[free]) / (np.minimum(scale, 1.0) + np.abs(at[free]))))
-        if longest <= settings.tolerance:
+        # Sums that were rounded, to be hidden, leave steps that no longer shrink
+        if longest <= settings.tolerance or (near and longest > float(work["longest"][0]) / 2):
             facts = {name: totals[name] for name in shapes if name not in ("loss", "gradient")}
             return Solved(at, {}, True, {**facts, "loss": np.array([loss])})
-        if turn >= PATIENCE and (led := _lasting(step, work["step"], names)):
+        if turn >= PATIENCE and same and (led := _lasting(step, work["step"], names)):
             raise NoFit(_separated(led))
         if turn + 1 >= settings.exchanges:
             raise NoFit(_runs_away(names, at, settings.exchanges))
-        going = {"from": at, "step": step, "best": np.array([loss])}
+        going = {"from": at, "step": step, "best": np.array([loss, rows]), "longest": np.array([longest])}
         return Solved(at, {"at": at + step, "turn": np.array([turn + 1, 0.0]), **going}, False)
 
     def shapes_of(exchange: int) -> Shapes:

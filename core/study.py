@@ -309,6 +309,11 @@ class Study(Frozen):
         return self.privacy.masked
 
     @property
+    def grain(self) -> float:
+        """By how much a total may be off where sums are hidden: rounded to steps of 2⁻⁹ at most at each of a hundred sites."""
+        return 0.1 if self.masked else 0.0
+
+    @property
     def averaging(self) -> Averaging:
         """The parts of its algorithm, which is one that averages."""
         assert isinstance(self.algorithm, Averaging)

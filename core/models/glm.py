@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fedrounds.core.preprocess import Rows
     from fedrounds.core.study import Study
 
-HIDDEN = 1e-7  # the finest tolerance that masked or encrypted sums can keep
 FIT = ("patients", "weight", "deviance", "pearson", "squares", "constant", "log_ratio")
 
 
@@ -131,10 +130,8 @@ def regression(kind: Glm, study: Study, columns: tuple[str, ...], family: Family
     names = (*columns, *(f"the {part}" for part in parts if part != "coef"))
     more = {"fit": (len(FIT),)} | ({"information": (size, size)} if kind.information else {})
     begin = _begin(kind, names.index("the intercept")) if "the intercept" in names else None
-    settings = study.algorithm
-    if study.masked:  # sums that travel in steps of 2^-23 settle a fit to so many digits
-        settings = settings.model_copy(update={"tolerance": max(settings.tolerance, HIDDEN)})
-    return newton(_evaluate(kind), names, settings, l2, family.penalised, int("offset" in parts), more, begin)
+    known, settings = int("offset" in parts), study.algorithm
+    return newton(_evaluate(kind), names, settings, l2, family.penalised, known, more, begin, study.grain)
 
 
 def _begin(kind: Glm, intercept: int) -> Begin | None:

@@ -44,7 +44,7 @@ class NegativeBinomial(Kind):
         """Newton's method by sums."""
         del family
         assert isinstance(study.algorithm, Settings)
-        return overdispersed_counts(columns, study.algorithm, self.l2)
+        return overdispersed_counts(columns, study.algorithm, self.l2, study.grain)
 
     def impossible(self, y: Array) -> str:
         """Counts, and none beyond what is summed up to."""
@@ -90,7 +90,7 @@ def negative_binomial(features: int) -> Family:
     return Family(layout, penalised, init, None, predict, squared_errors, estimator)
 
 
-def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float = 0.0) -> Exact:
+def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float = 0.0, grain: float = 0.0) -> Exact:
     """The maximum-likelihood fit of coefficients and alpha together, by Newton's method over sums.
 
     The first exchange tells mean and variance of the counts, from which the intercept and alpha start. Far from the optimum the likelihood
@@ -100,6 +100,7 @@ def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float
     Args:
         columns: Names of the p columns, without the ones.
         settings: The tolerance, and the most exchanges.
+        grain: As `newton` has it.
         l2: The penalty on the coefficients; the intercept and alpha are free.
 
     Raises:
@@ -127,7 +128,16 @@ def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float
         alpha = max((square - mean * mean - mean) / (mean * mean), 0.01 / mean)
         return np.concatenate([np.zeros(len(columns)), [np.log(mean), alpha]])
 
-    rule = newton(evaluate, names, settings, l2, family.penalised, more={"counts": (2,), "patients": (1,)}, begin=begin)
+    rule = newton(
+        evaluate,
+        names,
+        settings,
+        l2,
+        family.penalised,
+        grain=grain,
+        more={"counts": (2,), "patients": (1,)},
+        begin=begin,
+    )
 
     def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
         mean, alpha = float(totals["counts"][0] / totals["rows"][0]), float(work["at"][-1])
@@ -138,7 +148,8 @@ def overdispersed_counts(columns: tuple[str, ...], settings: Settings, l2: float
                 "expected counts that vary more than a Poisson's, found that they do not, so that alpha goes to 0: take the poisson model"
             )
         if "best" in work:  # the likelihood has terms of y log y, whose rounding must not pass for a rise
-            work = {**work, "best": work["best"] + 1e-15 * totals["counts"][0] * (1.0 + np.log1p(mean))}
+            slack = 1e-15 * totals["counts"][0] * (1.0 + np.log1p(mean))
+            work = {**work, "best": work["best"] + np.array([slack, 0.0])}
         solved = rule.solve(work, {**totals, "hessian": _upright(totals["hessian"])})
         if solved.done:
             return likely(solved, totals)

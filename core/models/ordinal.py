@@ -39,7 +39,9 @@ class Ordinal(Kind):
     def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
         """Newton's method by sums."""
         assert isinstance(study.algorithm, Settings)
-        return proportional_odds(columns, family.layout.shapes["threshold"][0] + 1, study.algorithm, self.l2)
+        return proportional_odds(
+            columns, family.layout.shapes["threshold"][0] + 1, study.algorithm, self.l2, study.grain
+        )
 
 
 def ordinal(features: int, classes: int) -> Family:
@@ -99,7 +101,9 @@ def starting_thresholds(features: int, classes: int) -> Vector:
     return np.concatenate([np.zeros(features), np.log(share / (1.0 - share))])
 
 
-def proportional_odds(columns: tuple[str, ...], classes: int, settings: Settings, l2: float = 0.0) -> Exact:
+def proportional_odds(
+    columns: tuple[str, ...], classes: int, settings: Settings, l2: float = 0.0, grain: float = 0.0
+) -> Exact:
     """The maximum-likelihood fit by Newton's method over sums.
 
     A step after which the thresholds would not increase is halved before it is sent: there is no likelihood there.
@@ -108,6 +112,7 @@ def proportional_odds(columns: tuple[str, ...], classes: int, settings: Settings
         columns: Names of the p columns, without the ones.
         classes: Number of classes k, in order.
         settings: The tolerance, and the most exchanges.
+        grain: As `newton` has it.
         l2: The penalty on the coefficients; thresholds are free.
 
     Raises:
@@ -129,7 +134,9 @@ def proportional_odds(columns: tuple[str, ...], classes: int, settings: Settings
             "classes": np.bincount(rows.y.astype(np.intp), minlength=classes).astype(np.float64),
         }
 
-    rule = newton(evaluate, names, settings, l2, family.penalised, more={"classes": (classes,), "patients": (1,)})
+    rule = newton(
+        evaluate, names, settings, l2, family.penalised, grain=grain, more={"classes": (classes,), "patients": (1,)}
+    )
 
     def solve(work: Mapping[str, Array], totals: Sums) -> Solved:
         require_groups(totals["classes"], 1, "class")
