@@ -42,6 +42,29 @@ def test_differences_to_the_champion_of_few_validation_rows_leave_as_of_no_rows(
     assert withhold(sums, 9)["paired"].tolist() == [9.0, -1.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("sums", "by_time"),
+    [
+        ({"counts": np.array([[4.0, 20.0], [5.0, 0.0]])}, True),  # nine were last seen in the first interval
+        ({"counts": np.array([[12.0, 9.0, 0.0]])}, False),
+        ({"branches": np.array([[[[0.1, 2.0, 30.0], [0.1, 0.5, 1.0]]]])}, False),
+    ],
+)
+def test_sums_by_bin_or_interval_of_few_patients_do_not_leave_unless_they_are_hidden_or_at_home(sums, by_time):
+    with pytest.raises(
+        UpdateRejected, match="sums of fewer than 10 of its patients, by bin or by interval of time: mask the sums"
+    ):
+        withhold(sums, 10, fine=False, by_time=by_time)
+    assert withhold(sums, 10, fine=False, alone=False, by_time=by_time).keys() == sums.keys()
+    assert withhold(sums, 10, fine=True, by_time=by_time).keys() == sums.keys()
+    assert withhold(sums, 1, fine=False, by_time=by_time).keys() == sums.keys()
+
+
+def test_sums_by_interval_of_enough_patients_leave():
+    counts = np.array([[4.0, 20.0, 0.0], [6.0, 0.0, 0.0]])
+    assert withhold({"counts": counts}, 10, fine=False, by_time=True)["counts"].tolist() == counts.tolist()
+
+
 def test_what_was_given_is_not_changed():
     scores = np.array([1.0, 2.0, 3.0, 4.0])
     withhold({"scores": scores, "histogram": np.ones((1, 2, 4))}, 10)

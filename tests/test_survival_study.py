@@ -209,15 +209,26 @@ def test_a_histogram_with_small_cells_stays_at_a_site_and_then_no_concordance_is
 
     plan = build(study_of())
     data = cohorts(plan.study)
-    *_, closed = simulate(plan, data, 1, policy=Policy(minimum_patients=10, finest_bins=50))
+    *_, opened = simulate(plan, data, 1)
+    (closed,) = simulate(plan, data, 0, state=opened.state, policy=Policy(minimum_patients=10, finest_bins=50))
     found = metrics(plan.task, *total(closed.scores))
     assert "concordance" not in found
     assert 0.6 < found["concordance_within"] < 0.8
-    *_, opened = simulate(plan, data, 1)
     whole = metrics(plan.task, *total(opened.scores))
     assert whole["concordance_within"] == found["concordance_within"]
     assert abs(whole["concordance"] - found["concordance_within"]) < 0.1
     assert 0 < whole["concordance_error"] < 0.02
+
+
+def test_a_hospital_apart_sends_no_sums_by_interval_of_few_patients_unless_they_are_masked() -> None:
+    apart = Policy(minimum_patients=10, finest_bins=50)
+    with pytest.raises(
+        QuorumError, match="sums of fewer than 10 of its patients, by bin or by interval of time: mask the sums"
+    ):
+        list(simulate(build(study_of()), cohorts(study_of()), 1, policy=apart))
+    masked = study_of(privacy={"protect": {"kind": "masked"}})
+    *_, closed = simulate(build(masked), cohorts(masked), 1, quorum=3, policy=apart)
+    assert closed.state.round == 1
 
 
 def test_the_pipeline_gives_the_linear_predictor_of_the_core() -> None:

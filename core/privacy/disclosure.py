@@ -18,13 +18,15 @@ def withhold(
 
     Args:
         scores: whether scores of a model at this site may leave; if not, they leave as of no rows.
-        fine: whether score histograms may leave cell by cell; if not, small cells leave together (see `merge_scores`).
+        fine: whether score histograms, and sums by bin or by interval of time, may leave cell by cell; if not, small cells of histograms leave
+            together (see `merge_scores`), and the others not at all.
         by_time: whether a histogram's problems are intervals of time.
         alone: whether the sums leave as they are; if not, they are hidden among those of other sites.
 
     Raises:
         UpdateRejected: the sums are about groups of patients (`groups` counts each), and one of them has 1 to `minimum` - 1: a sum over so
-            few would tell of each, and without it the fit would be another one. Not raised where the sums are hidden.
+            few would tell of each, and without it the fit would be another one. So with sums by bin (trees) or by interval (survival), unless
+            `fine`. Not raised where the sums are hidden.
 
     Guarantees:
         * a feature that fewer than `minimum` patients have a value of leaves as if none had (its sum would be theirs);
@@ -40,6 +42,11 @@ def withhold(
         raise UpdateRejected(
             f"a group of its patients that it would send sums of is below the site's minimum of {minimum}: merge groups, or mask the sums"
         )
+    if alone and not fine and any(((cells > 0) & (cells < minimum)).any() for cells in _cells(sums, by_time)):
+        raise UpdateRejected(
+            f"it would send sums of fewer than {minimum} of its patients, by bin or by interval of time: mask the sums (privacy.protect), or"
+            " let the study have a coarser grid"
+        )
     if "observed" in sums:
         few = sums["observed"] < minimum
         thinned["observed"], thinned["sum"] = np.where(few, 0.0, sums["observed"]), np.where(few, 0.0, sums["sum"])
@@ -54,6 +61,14 @@ def withhold(
     for name in [name for name in sums if name.startswith("cells.")]:
         thinned[name] = merge_cells(sums[name], minimum)
     return thinned
+
+
+def _cells(sums: Sums, by_time: bool) -> list[Array]:
+    """How many patients each sum of a finely cut reply is of: by interval who was last seen in it, by bin of a column who is in it."""
+    found = [sums["branches"][..., 2]] if "branches" in sums else []
+    if "counts" in sums and sums["counts"].ndim == 2:
+        found.append(sums["counts"].sum(0) if by_time else sums["counts"])
+    return found
 
 
 def whole_or_not(histogram: Array, minimum: int) -> Array:
