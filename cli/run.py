@@ -268,10 +268,10 @@ def flush_prefect() -> None:
 @contextmanager
 def surroundings(settings: Mapping[str, str]) -> Iterator[None]:
     """Environment variables that are as they were afterwards. A Prefect that was imported before goes by them too."""
-    before = {name: os.environ.get(name) for name in settings}
+    before, theirs = {name: os.environ.get(name) for name in settings}, "prefect.context" in sys.modules
     os.environ.update(settings)
     try:
-        _heed()
+        _heed(theirs)
         yield
     finally:
         for name, value in before.items():
@@ -279,12 +279,15 @@ def surroundings(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _heed()
+        _heed(theirs)
 
 
-def _heed() -> None:
-    """Let Prefect read its settings again, where it is imported: it has those of the environment that it found then."""
-    if "prefect.context" in sys.modules:
+def _heed(imported: bool) -> None:
+    """Let a Prefect that was imported read its settings again: it has those of the environment that it found then.
+
+    One that came with the run itself is not asked: read outside the run, they would make a folder in the user's home.
+    """
+    if imported:
         sys.modules["prefect.context"].refresh_global_settings_context()
 
 

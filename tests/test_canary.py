@@ -207,7 +207,7 @@ def test_a_message_holds_no_canary(planted):
         state = asking.state
 
 
-def test_a_contract_that_is_broken_is_told_without_the_cell(planted, tmp_path):
+def test_a_contract_that_is_broken_is_told_without_the_cell(planted, run):
     file = planted / "data" / "north.csv"
     kept = file.read_text()
     try:
