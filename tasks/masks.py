@@ -9,6 +9,7 @@ from fedrounds.core.errors import StudyError, UpdateRejected
 from fedrounds.core.operations import Operations
 from fedrounds.core.privacy.epoch import FEWEST
 from fedrounds.core.privacy.noised import honest
+from fedrounds.core.strategy import Exact
 from fedrounds.core.study import Study
 from fedrounds.core.worse import FEWEST as FEWEST_COUNTED
 
@@ -46,7 +47,13 @@ def enough(study: Study, sites: Collection[str]) -> None:
 def require(study: Study, operations: Operations) -> None:
     """Raise StudyError where operations.toml asks for what masked sums hide, or for weights of a rule that has none."""
     gate = operations.gate
-    if (combine := study.combine) and combine.alike and "down-weight" in (gate.policy, gate.warning, gate.info):
+    weighs = "down-weight" in (gate.policy, gate.warning, gate.info)
+    if weighs and isinstance(study.algorithm, Exact):
+        raise StudyError(
+            "expected nothing in operations.toml that weighs a site, found `down-weight` under [gate] with an exact fit, which counts every"
+            " patient alike: set it to exclude or warn"
+        )
+    if (combine := study.combine) and combine.alike and weighs:
         raise StudyError(
             f"expected nothing in operations.toml that weighs a site, found `down-weight` under [gate] with {combine.what}, which counts every"
             " site alike: set it to exclude or warn"
@@ -57,8 +64,7 @@ def require(study: Study, operations: Operations) -> None:
         "`margin` under [promotion]: no site's own loss is known (from five sites on privacy.protect.margin counts under masks those that got"
         " worse)": "margin" in operations.promotion.model_fields_set,
         "[drift]: no site's own histogram is known": operations.drift is not None,
-        "`down-weight` under [gate]: no site's own update is known": "down-weight"
-        in (gate.policy, gate.warning, gate.info),
+        "`down-weight` under [gate]: no site's own update is known": weighs,
     }
     for what, asked in hidden.items():
         if asked:

@@ -10,13 +10,15 @@ import pytest
 import statsmodels.api as sm
 from pydantic import ValidationError
 
-from fedrounds.core.errors import DataContractError, NoFit
+from fedrounds.core.errors import DataContractError, NoFit, StudyError
+from fedrounds.core.operations import Operations
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
 from fedrounds.core.regression import regression
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.tasks import masks
 
 SIZES = {"east": 400, "north": 37, "south": 1, "west": 150}
 FAMILIES = {
@@ -296,6 +298,16 @@ def test_targets_that_a_model_cannot_have_are_refused(model: str, wanted: str):
 def test_what_does_not_go_with_an_exact_fit_is_refused_with_the_reason(more: dict[str, Any], said: str):
     with pytest.raises(ValidationError, match=said):
         study_of("linear", **more)
+
+
+@pytest.mark.parametrize("policy", ["policy", "warning", "info"])
+def test_a_gate_that_would_weigh_a_site_less_is_refused(policy: str):
+    operations = Operations.model_validate({"rounds": 1, "gate": {policy: "down-weight"}})
+    with pytest.raises(
+        StudyError, match="with an exact fit, which counts every patient alike: set it to exclude or warn"
+    ):
+        masks.require(study_of("linear"), operations)
+    masks.require(study_of("linear", algorithm="fedavg"), operations)
 
 
 def test_averaging_goes_to_the_same_rates_as_the_exact_fit():
