@@ -11,6 +11,7 @@ import numpy as np
 
 from fedrounds.core.answer import Policy, handle
 from fedrounds.core.combine import WeightedMean
+from fedrounds.core.errors import NoFit
 from fedrounds.core.evaluate import metrics, total
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort
@@ -46,7 +47,10 @@ def compare(run: Run) -> None:
     with withheld("to train the models to compare with"):
         for name, cohort in cohorts.items():
             start, policy = plan.start(run.state.statistics), run.wards[name].policy
-            closed = list(simulate(plan, {name: cohort}, rounds, state=start, policy=policy))[-1]
+            try:
+                closed = list(simulate(plan, {name: cohort}, rounds, state=start, policy=policy))[-1]
+            except NoFit:  # what all patients settle, those of one hospital may leave open: it has no model alone
+                continue
             local[name] = metrics(run.plan.task, *closed.scores[name])
         policies = {name: run.wards[name].policy for name in cohorts}
         pooled = _pooled(plan, cohorts, policies, rounds, run.state.statistics)

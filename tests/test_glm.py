@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from fedrounds.core.operations import Operations
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
 from fedrounds.core.regression import regression
-from fedrounds.core.simulate import simulate
+from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.ledger import Ledger
 from fedrounds.tasks import masks
+from fedrounds.tasks.baselines import compare
 
 SIZES = {"east": 400, "north": 37, "south": 1, "west": 150}
 FAMILIES = {
@@ -298,6 +301,24 @@ def test_targets_that_a_model_cannot_have_are_refused(model: str, wanted: str):
 def test_what_does_not_go_with_an_exact_fit_is_refused_with_the_reason(more: dict[str, Any], said: str):
     with pytest.raises(ValidationError, match=said):
         study_of("linear", **more)
+
+
+def test_a_hospital_whose_own_patients_settle_no_model_alone_has_none_to_compare_with(tmp_path):
+    parts = tables("linear")
+    parts["north"] = Table({**parts["north"].columns, "dose": 3 * parts["north"].columns["age"]})
+    study = study_of("linear", validation={"fraction": 0.3})
+    plan, cohorts = build(study), {site: clean(table, study, site) for site, table in parts.items() if site != "south"}
+    state = list(simulate(plan, cohorts, 1))[-1].state
+    wards = {site: SimpleNamespace(cohort=cohort, policy=OPEN, fingerprint=site) for site, cohort in cohorts.items()}
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        ledger.begin(study)
+        folder = SimpleNamespace(study=study)
+        compare(
+            SimpleNamespace(wards=wards, last={"sites": wards}, state=state, plan=plan, ledger=ledger, folder=folder)
+        )
+        found = ledger.noted("baselines")
+    assert sorted(found["local"]) == ["east", "west"]
+    assert sorted(found["pooled"]) == ["east", "north", "west"]
 
 
 @pytest.mark.parametrize("policy", ["policy", "warning", "info"])
