@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from fedrounds.core.plan import build
-from fedrounds.core.preprocess import Rows, clean
+from fedrounds.core.preprocess import Cohort, Rows, clean, spread
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.sources import CsvSource, FoldFile, load
@@ -118,17 +118,24 @@ def study(seed: int, algorithm: dict[str, Any] | str, l2: float = 0.0) -> Study:
     )
 
 
-def hospitals() -> Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Site -> training X and y, test X and y: spread over columns, nothing standardised."""
+def cohorts(of: Study) -> Mapping[str, Cohort]:
+    """Each hospital's raw file, cleaned, with the published split."""
     found = {}
-    plan = build(study(0, "fedavg"))
     for site in SITES:
         fold = FoldFile(path="flamby_split.csv", where={"site": site}, row="row_in_file_0based")
         source = CsvSource(path=f"processed.{site}.data", header=False, columns=tuple(COLUMNS), fold=fold)
-        cohort = clean(load(source, DATA / "heart_disease_uci", site), plan.study, site)
-        *numbers, cp, restecg = cohort.values.T
-        spread = [*numbers, *(cp == level for level in (1, 2, 3)), *(restecg == level for level in (1, 2))]
-        X, judge = np.column_stack(spread).astype(float), cohort.valid
+        found[site] = clean(load(source, DATA / "heart_disease_uci", site), of, site)
+    return found
+
+
+def hospitals() -> Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Site -> training X and y, test X and y: spread over columns, nothing standardised."""
+    of, found = study(0, "fedavg"), {}
+    for site, cohort in cohorts(of).items():
+        X, judge = (
+            spread(cohort.values, of, np.zeros(len(of.features))),
+            cohort.valid,
+        )  # no cell is missing: such rows are dropped
         found[site] = X[~judge], cohort.y[~judge], X[judge], cohort.y[judge]
     return found
 

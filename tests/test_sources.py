@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from flamby_heart import COLUMNS
 from pyarrow import parquet
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -449,23 +450,6 @@ def test_declarations_that_mean_nothing_are_refused(declaration: dict[str, Any])
 
 # ── real hospitals ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-HEART = [
-    "age",
-    "sex",
-    "cp",
-    "trestbps",
-    "chol",
-    "fbs",
-    "restecg",
-    "thalach",
-    "exang",
-    "oldpeak",
-    "slope",
-    "ca",
-    "thal",
-    "num",
-]
-
 
 @pytest.mark.parametrize(
     ("hospital", "rows", "train", "test"),
@@ -473,12 +457,12 @@ HEART = [
 )
 def test_the_heart_hospitals_load_with_their_published_split(hospital: str, rows: int, train: int, test: int) -> None:
     root = real("heart_disease_uci")
-    plain = {"kind": "csv", "path": f"processed.{hospital}.data", "header": False, "columns": HEART}
+    plain = {"kind": "csv", "path": f"processed.{hospital}.data", "header": False, "columns": COLUMNS}
     assert load(parse(plain), root, hospital).rows == rows
     fold = {"path": "flamby_split.csv", "where": {"site": hospital}, "row": "row_in_file_0based"}
     table = load(parse({**plain, "fold": fold}), root, hospital)
     assert [list(table.columns["fold"]).count(part) for part in ("train", "test")] == [train, test]
-    assert not any("?" in table.columns[name] for name in HEART if name not in ("slope", "ca", "thal"))
+    assert not any("?" in table.columns[name] for name in COLUMNS if name not in ("slope", "ca", "thal"))
 
 
 def test_a_clinic_is_picked_out_of_a_shared_file() -> None:
