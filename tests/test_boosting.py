@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flamby_heart
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from test_heart_exact import HEART, cohorts
-from test_heart_exact import study as heart
+from test_heart_exact import HEART
 from threadpoolctl import threadpool_limits
 
 from fedrounds.core import quantiles
@@ -310,8 +310,9 @@ def areas(
 @pytest.mark.skipif(not HEART.is_dir(), reason=f"the real heart-disease data are not here ({HEART})")
 def test_on_four_real_hospitals_it_is_as_good_as_scikit_learn_on_all_rows():
     model = {"kind": "boosting", "trees": 100, "depth": 3, "rate": 0.05, "l2": 0.0, "bins": 255}
-    words = heart().model_dump(mode="json", exclude={"model", "algorithm"})
-    plan, data = build(Study.model_validate({**words, "model": model, "algorithm": "exact"})), cohorts()
+    words = flamby_heart.study(0, "exact").model_dump(mode="json", exclude={"model"})
+    plan = build(Study.model_validate({**words, "model": model}))
+    data = flamby_heart.cohorts(plan.study)
     *_, last = simulate(plan, data, 1)
     rows = [encode(cohort, plan.study, last.state.statistics, plan.ones) for cohort in data.values()]
     train = np.vstack([r.X for r in rows]), np.concatenate([r.y for r in rows])

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +162,6 @@ class Wire:
     def __init__(self, server: Path) -> None:
         self.server = server
         self.cut: tuple[bytes, str] | None = None  # at which word, `before` the server has it or `after` it answered
-        self.swallow, self.answered = threading.Event(), threading.Event()
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -173,29 +172,39 @@ class Wire:
                 client, _ = self.listening.accept()
                 server = socket.socket(socket.AF_UNIX)
                 server.connect(str(self.server))
-                for ends in ((client, server, True), (server, client, False)):
-                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+                swallow, answered = threading.Event(), threading.Event()  # of this connection alone
+                for carry in (self._questions, self._answers):
+                    threading.Thread(target=carry, args=(client, server, swallow, answered), daemon=True).start()
 
-    def _carry(self, source, target, asks):
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                if not asks and self.swallow.is_set():
-                    self.answered.set()
-                    continue
-                if asks and self.cut and self.cut[0] in data:
+    def _questions(self, client, server, swallow, answered):
+        with both_ended(client, server):
+            while data := client.recv(1 << 16):
+                if self.cut and self.cut[0] in data:
                     when, self.cut = self.cut[1], None
                     if when == "after":
-                        self.swallow.set()
-                        target.sendall(data)
-                        assert self.answered.wait(20)
-                    break
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        if asks:
-            self.swallow.clear()
-            self.answered.clear()
+                        swallow.set()
+                        server.sendall(data)
+                        assert answered.wait(20)
+                    return
+                server.sendall(data)
+
+    def _answers(self, client, server, swallow, answered):
+        with both_ended(client, server):
+            while data := server.recv(1 << 16):
+                if swallow.is_set():
+                    answered.set()
+                else:
+                    client.sendall(data)
+
+
+@contextmanager
+def both_ended(*ends):
+    """Whichever end breaks, the other is told."""
+    with suppress(OSError):
+        yield
+    for end in ends:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
