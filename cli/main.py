@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedrounds.cli import arguments as kinds
 from fedrounds.core.errors import FedroundsError
 
 INTERRUPTED = 130
@@ -132,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.catalogue import catalogue
 
             return catalogue(arguments.command, arguments.json)
-        case "plan" | "report" | "repair" | "verify":
+        case "plan" | "report" | "baselines" | "repair" | "verify":
             return _told(arguments)
         case _:
             from fedrounds.cli.ui import ui
@@ -154,6 +155,10 @@ def _told(arguments: argparse.Namespace) -> int:
         from fedrounds.cli.report import report
 
         return report(arguments.dir, arguments.state, arguments.out, arguments.json)
+    if arguments.command == "baselines":
+        from fedrounds.cli.baselines import baselines
+
+        return baselines(arguments.dir, arguments.data, arguments.state, arguments.json)
     from fedrounds.cli.repair import repair
 
     return repair(arguments.dir, arguments.state, arguments.json)
@@ -225,10 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--gate", action="store_true", help="run the sites' expectation suites too")
     plan = command("plan", "what the study will cost of its patients' privacy, and how loud the noise will be")
     run = command("run", "bring the study to its rounds; what is done already is not done again")
-    run.add_argument("--more", type=_positive, default=0, metavar="N", help="N rounds further than it is now")
+    run.add_argument("--more", type=kinds.positive, default=0, metavar="N", help="N rounds further than it is now")
     run.add_argument(
         "--runner",
-        type=_runner,
+        type=kinds.runner,
         metavar="RUNNER",
         help="where the sites' rows are: `dask`, or a scheduler, dask://HOST:PORT",
     )
@@ -247,21 +252,22 @@ def _parser() -> argparse.ArgumentParser:
     ):
         what.add_argument(f"--{word}", dest="what", action="store_const", const=word, help=says)
     deploy.add_argument(
-        "--port", type=_port, default=4200, metavar="PORT", help="of --serve, default 4200; 0 takes a free one"
+        "--port", type=kinds.port, default=4200, metavar="PORT", help="of --serve, default 4200; 0 takes a free one"
     )
     status = command("status", "where the study stands")
     promote = command("promote", "make the version that waits for approval champion, or any that was scored")
     which = promote.add_mutually_exclusive_group()
-    which.add_argument("--round", type=_positive, metavar="N", help="the version of round N, waiting or not")
+    which.add_argument("--round", type=kinds.positive, metavar="N", help="the version of round N, waiting or not")
     which.add_argument("--reject", action="store_true", help="turn down the version that waits")
     rollback = command("rollback", "go back to an earlier champion")
-    rollback.add_argument("--to", type=_positive, metavar="N", help="that of round N (default: the one before)")
+    rollback.add_argument("--to", type=kinds.positive, metavar="N", help="that of round N (default: the one before)")
     promote.add_argument("--reason", default="", metavar="TEXT", help="why, for the record")
-    rollback.add_argument("--reason", type=_reason, required=True, metavar="TEXT", help="why, for the record")
+    rollback.add_argument("--reason", type=kinds.reason, required=True, metavar="TEXT", help="why, for the record")
     for made in (promote, rollback):
         made.add_argument("--by", metavar="NAME", help="who decides (default: you)")
     report = command("report", "write the study as one page, to read and to print: report.html")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the study's ledger")
+    baselines = command("baselines", "train what the model is compared with, and score each model at every hospital")
     repair = command("repair", "write again, from the ledger, what MLflow's store has lost")
     verify = commands.add_parser("verify", help=VERIFY, description=VERIFY)
     verify.add_argument("dir", type=Path, nargs="?", metavar="DIR", help="the study's folder")
@@ -273,8 +279,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verify.add_argument(f"--{flag}", type=Path, metavar=value, help=says)
     ui = command("ui", "open the MLflow UI and the Prefect UI on this machine")
-    ui.add_argument("--mlflow-port", type=_port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one")
-    ui.add_argument("--prefect-port", type=_port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one")
+    ui.add_argument(
+        "--mlflow-port", type=kinds.port, default=5000, metavar="PORT", help="default 5000; 0 takes a free one"
+    )
+    ui.add_argument(
+        "--prefect-port", type=kinds.port, default=4200, metavar="PORT", help="default 4200; 0 takes a free one"
+    )
     draft = command(
         "draft",
         "write a suite from the dictionary; what people changed stays",
@@ -311,11 +321,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     _coordinator(command, group("coordinator", "the other side: servers, invitations, who takes part"))
     docs.add_argument("--site", metavar="NAME", help="this site alone (default: every one)")
-    for made in (check, run, deploy, draft, docs):
+    for made in (check, run, deploy, draft, docs, baselines):
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
-    for made in (check, plan, budget, run, deploy, docs, status, promote, rollback, report, repair, verify, ui):
+    for made in (
+        check,
+        plan,
+        budget,
+        run,
+        deploy,
+        docs,
+        status,
+        promote,
+        rollback,
+        report,
+        baselines,
+        repair,
+        verify,
+        ui,
+    ):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"
         )
@@ -354,44 +379,10 @@ def _coordinator(command: Callable[..., argparse.ArgumentParser], among: Any) ->
         made.add_argument("site", metavar="SITE", help="the hospital's name")
         if word == "invite":
             made.add_argument(
-                "--days", type=_days, default=7, metavar="N", help="how long the token holds (default: 7)"
+                "--days", type=kinds.days, default=7, metavar="N", help="how long the token holds (default: 7)"
             )
     command("sites", "who takes part", among)
     command("roster", "write the hospitals' keys into a file for them, which masked sums need", among)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of rounds above 0, found {text!r}")
-    return int(text)
-
-
-def _runner(text: str) -> str:
-    kind, slashes, place = text.partition("://")
-    host, _, port = place.rpartition(":")
-    if text != "dask" and not (kind in ("dask", "tcp", "tls") and slashes and host and port.isdecimal()):
-        raise argparse.ArgumentTypeError(
-            f"expected `dask` or a scheduler's address (dask://HOST:PORT, tls://HOST:PORT), found {text!r}"
-        )
-    return text
-
-
-def _days(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 365:
-        raise argparse.ArgumentTypeError(f"expected a number of days from 1 to 365, found {text!r}")
-    return int(text)
-
-
-def _reason(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a reason, found an empty text")
-    return text
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 65536:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, found {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

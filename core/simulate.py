@@ -33,7 +33,7 @@ def simulate(
     state: RunState | None = None,
     rng_of: Callable[[int, str], np.random.Generator] | None = None,
     quorum: int = 1,
-    policy: Policy = OPEN,
+    policy: Policy | Mapping[str, Policy] = OPEN,
     wire: bool = False,
     lost: Callable[[Request, str], bool] | None = None,
 ) -> Iterator[Closed]:
@@ -43,6 +43,7 @@ def simulate(
         data: site -> clean table; or rows that are a design matrix already, and then no statistics are agreed.
         state: where to go on from; the start of the study by default.
         rng_of: (round, site) -> what the site draws from; by the study's seed otherwise.
+        policy: what every site allows, or each by its name; a name that is not there allows all.
         wire: carry every message as bytes.
         lost: (request, site) -> whether the site's answer is lost on its way.
     """
@@ -51,8 +52,11 @@ def simulate(
     holder = encrypted.third_party(plan.study)  # it has no rows
     keys = {site: new_key() for site in [*data, *([holder] if holder else [])]} if plan.study.masked else {}
     roster = {site: public_key(key) for site, key in keys.items()}
+    allowed = policy if isinstance(policy, Mapping) else dict.fromkeys(keys or data, policy)
     sites = {
-        site: _Site(site, plan, policy, rng_of or plan.rng, Self(site, keys[site], roster) if keys else None)
+        site: _Site(
+            site, plan, allowed.get(site, OPEN), rng_of or plan.rng, Self(site, keys[site], roster) if keys else None
+        )
         for site in keys or data
     }
     keyring: Keys | None = None

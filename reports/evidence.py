@@ -33,6 +33,7 @@ class Evidence:
     failures: Sequence[Any] = ()
     verdicts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     baselines: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    matrix: Mapping[str, Any] = field(default_factory=dict[str, Any])  # every model at every site, if asked for
     operations: Mapping[str, Any] = field(default_factory=dict[str, Any])
     checkpoint: str = ""  # the audit log's signed head
     coefficients: Coefficients | None = None  # of the model of round `shown`

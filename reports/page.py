@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable
 
-from fedrounds.reports import account, judged, result, survived
+from fedrounds.reports import account, judged, matrix, result, survived
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, raw, tag
 from fedrounds.reports.style import CSS
@@ -15,6 +15,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Evidence], Markup | None]], ...] = (  
     ("result", "The result", result.headline),
     ("asked", "What the study asks", result.asked),
     ("sites", "The hospitals side by side", result.sites),
+    ("matrix", "Every model at every hospital", matrix.compared),
     ("rounds", "The rounds", result.rounds),
     ("gates", "Gates: which data were let in", account.gates),
     ("drift", "Drift of the data", account.drift),

@@ -90,6 +90,7 @@ circle.s0{fill:var(--s0)}circle.s1{fill:var(--s1)}circle.s2{fill:var(--s2)}circl
 .cell{fill:var(--h0)}.cell.none{fill:none;stroke:var(--faint)}
 .cell.h1{fill:var(--h1)}.cell.h2{fill:var(--h2)}.cell.h3{fill:var(--h3)}.cell.h4{fill:var(--h4)}
 .mark{fill:var(--mark)}
+.home{fill:none;stroke:var(--ink);stroke-width:2}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--faint);font-size:.88rem}
 @media (max-width:34rem){dl:not(.tiles){grid-template-columns:1fr}dl:not(.tiles) dd{margin-bottom:.5rem}h1{font-size:1.5rem}}
 @page{margin:14mm 13mm 16mm}

@@ -13,6 +13,7 @@ from fedrounds.core.plan import build
 from fedrounds.core.portrait import portrait
 from fedrounds.core.regression import regression
 from fedrounds.ledger import Ledger
+from fedrounds.reports import matrix
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.model_card import card
 from fedrounds.reports.page import html
@@ -40,6 +41,7 @@ def evidence(ledger: Ledger) -> Evidence:
         failures=ledger.failures(),
         verdicts=ledger.verdicts(),
         baselines=ledger.noted("baselines") or {},
+        matrix=ledger.noted("matrix") or {},
         operations=ledger.operations(),
         checkpoint=ledger.checkpoint(),
         software={"Python": sys.version.split()[0], **{name: version(name) for name in SOFTWARE}},
@@ -66,8 +68,13 @@ def write(ledger: Ledger, file: Path) -> Evidence:
 
 
 def publish(ledger: Ledger, folder: Path) -> None:
-    """Write report.html, bytes.csv, and the card of the model that it shows, among a run's artifacts."""
+    """Write report.html, bytes.csv, the card of the model that it shows, and every model at every site, among a run's artifacts."""
     found = write(ledger, folder / "report.html")
+    if found.matrix:
+        title = f"{found.study.title or found.study.name} · every model at every hospital"
+        put(folder / "baselines" / "matrix.csv", matrix.as_csv(found.matrix))
+        put(folder / "baselines" / "matrix.html", matrix.page(found.matrix, title))
+        put(folder / "baselines" / "matrix.svg", matrix.picture(found.matrix))
     if found.shown is not None and found.shown in found.scored:
         trained = found.trained.get(found.shown)
         made, model = (trained.record, trained.model) if trained else (None, found.scored[found.shown].base)

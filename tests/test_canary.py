@@ -176,6 +176,7 @@ def test_canaries_are_found_in_the_rows_and_nowhere_else(planted, run):
     operate(planted, 'policy = "exclude"', 'policy = "warn"')
     said += [run("run", planted, "--more", 1, "--json"), run("status", planted)]
     assert json.loads(said[1].splitlines()[0])["rounds"] == 3
+    said.append(run("baselines", planted))
     failed = run("run", planted, "--more", 1, code=16, program=RAISES + MAIN)
     assert "found KeyError in <string>, line" in failed
     said.append(failed)
