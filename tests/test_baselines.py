@@ -485,6 +485,14 @@ def test_asked_again_it_trains_nothing_and_writes_again_what_was_lost(asked, toy
     assert starts[9:13] == [f"federated without {site}" for site in ("east", "north", "south", "west")]
 
 
+def test_repair_writes_the_files_again_from_the_note(asked, program):
+    folder, _ = asked
+    before = {file.name: file.read_bytes() for file in artifacts(folder).iterdir()}
+    shutil.rmtree(artifacts(folder))
+    assert program("repair", folder).returncode == 0
+    assert {file.name: file.read_bytes() for file in artifacts(folder).iterdir()} == before
+
+
 def refused(capfd, folder, code: int, words: str) -> None:
     capfd.readouterr()
     assert main(["baselines", str(folder)]) == code
