@@ -33,5 +33,6 @@ HEADS = {
     "exact": 'algorithm = "exact"',
     "local": "algorithm.local = { kind = … }: what a site does",
     "combine": "algorithm.combine = { kind = … }: how updates become one",
+    "personal": "algorithm.personal = { kind = … }: a model of its own at each site, scored beside the global one",
     "server": "algorithm.server = { kind = … }: what the coordinator does with it",
 }

@@ -164,10 +164,12 @@ def _drawn(folder: Folder, table: list[Any]) -> Table:
     drawn.add_column("site", overflow="fold")
     drawn.add_column("patients", justify="right", no_wrap=True)
     drawn.add_column("gate", no_wrap=True)
-    for name in (f"{metric} alone", f"{metric} federated", f"{metric} pooled*"):
+    own = [f"{metric} personal"] if any(line.personal is not None for line in table) else []
+    for name in (f"{metric} alone", f"{metric} federated", f"{metric} pooled*", *own):
         drawn.add_column(name, justify="right", no_wrap=True)
     for line in table:
-        values = ["–" if value is None else f"{value:.3f}" for value in (line.local, line.federated, line.pooled)]
+        numbers = (line.local, line.federated, line.pooled, *([line.personal] if own else []))
+        values = ["–" if value is None else f"{value:.3f}" for value in numbers]
         style = "bold" if line.site == "all sites" else "" if line.gate == "passed" else "yellow"
         drawn.add_row(line.site, str(line.patients or "–"), _gate_word(line.gate), *values, style=style)
     return drawn

@@ -27,6 +27,8 @@ class Folded:
     """site -> [n, sum of d, sum of d²] with d = loss(model) − loss(champion) of a validation row, where a champion was scored beside it"""
     training: Mapping[str, tuple[float, float, float]] = field(default_factory=dict[str, tuple[float, float, float]])
     """site -> (training rows, sum of their losses under the model that came in, lambda)"""
+    personal: Scores = field(default_factory=dict[str, tuple[Array, Array]])
+    """site -> the same of a model of its own, on the same rows, where it keeps one"""
     profiles: Mapping[str, Sums] = field(
         default_factory=dict[str, Sums]
     )  # site -> its profile, where one was asked for

@@ -11,6 +11,7 @@ from fedrounds.core.frozen import Frozen
 from fedrounds.core.local import Local
 from fedrounds.core.models import Model
 from fedrounds.core.models.family import Kind
+from fedrounds.core.personal import Personal
 from fedrounds.core.server import Server
 from fedrounds.core.strategy import COMBINES, PRESETS, Exact
 
@@ -23,7 +24,7 @@ class Word:
 
     Attributes:
         name: As a study says it.
-        part: What it is a word for: preset, local, combine, server, exact or model.
+        part: What it is a word for: preset, local, combine, server, personal, exact or model.
         says: What it is, in a line.
         paper: Where it comes from; empty for what everybody knows.
         options: Each option with its default; one that must be given has none.
@@ -62,7 +63,8 @@ def strategies() -> list[Word]:
         goes = " + ".join(f"{word.part} {word.name}" for word in named)
         paper = "; ".join(dict.fromkeys(word.paper for word in telling if word.paper))
         presets.append(Word(name, "preset", "; ".join(word.says for word in telling), paper, (), goes))
-    return [*presets, _word(Exact, "exact"), *(word for words_ in told.values() for word in words_)]
+    own = [_word(kind, "personal") for kind in words(Personal)]
+    return [*presets, _word(Exact, "exact"), *(word for words_ in told.values() for word in words_), *own]
 
 
 def words(union: Any) -> tuple[type[Frozen], ...]:

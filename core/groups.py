@@ -224,6 +224,7 @@ def merged(folded: Folded) -> Folded:
     return replace(
         folded,
         scores={TOGETHER: total(folded.scores)} if folded.scores else {},
+        personal={TOGETHER: total(folded.personal)} if folded.personal else {},
         paired={TOGETHER: np.sum(list(folded.paired.values()), axis=0)} if folded.paired else {},
         training={TOGETHER: _added(training)} if training else {},
     )
@@ -242,6 +243,8 @@ def _sound(sums: Sums, heard: int) -> None:
         raise UpdateRejected(f"expected updates of {heard} sites trained on patients, found fewer rows")
     if "paired" in sums and float(sums["paired"][0]) != float(sums["scores"][0]):
         raise UpdateRejected("expected both models scored on the same rows, found differences of others")
+    if "personal" in sums and float(sums["personal"][0]) != float(sums["scores"][0]):
+        raise UpdateRejected("expected both models scored on the same rows, found the sites' own scored on others")
 
 
 def left_out(sites: Sequence[str], why: str, refused: dict[str, str]) -> None:

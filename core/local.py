@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fedrounds.core.algorithm import Payload, SiteState
 from fedrounds.core.frozen import Fraction, NonNegative, Rate
-from fedrounds.core.pace import Batch, Gradient, Heard, Left, Memory, Pace, Rule, Shapes, Step, Work, walk
+from fedrounds.core.pace import Batch, Gradient, Heard, Left, Memory, Own, Pace, Rule, Shapes, Step, Work, walk
 from fedrounds.core.params import Array, Vector
 
 Train = Callable[[Gradient, Vector, Array, Array, np.random.Generator], Vector]
@@ -278,6 +278,43 @@ def mean_control(kept: Memory, size: int) -> Vector:
     return total / weight if weight else total
 
 
+# --- rules with a model of the site's own -----------------------------------------------------------------------------
+
+
+class Ditto(Pace):
+    """Gradient descent, and beside it a model of the site's own, tied to the global one by pull/2 |v - w_global|^2 (Li et al. 2021)."""
+
+    kind: Literal["ditto"]
+    pull: NonNegative = 0.1
+    remembers: ClassVar[bool] = True
+
+    def rule(self) -> Rule:
+        """What a site does."""
+        return ditto(self, self.pull)
+
+    def own(self) -> Own:
+        """What the last round that closed left; the global model before the first."""
+
+        def model(work: Work, theta: Vector, memory: SiteState) -> Vector:
+            del work
+            return memory.get("personal", theta)
+
+        return model
+
+
+def ditto(pace: Pace, pull: float) -> Rule:
+    """v <- v - rate (g(v) + pull (v - theta)), from where the last round left v, and the global model's update by plain descent (Li et al. 2021,
+    Ditto, algorithm 1 with pull = lambda, and FedAvg for the global model). v starts from the model that first came in, and stays."""
+
+    def visit(work: Work, theta: Vector, memory: SiteState, sent: Payload) -> Left:
+        step = descent(pace.rate_at(sent))
+        apart = work._replace(rng=work.rng.spawn(1)[0])  # so that the global model is FedAvg's bit for bit
+        v, _ = pace.walk(step, apart, memory.get("personal", theta), tied(work.gradient, pull, theta))
+        return Left(pace.walk(step, work, theta)[0] - theta, {"personal": v})
+
+    return Rule(visit, pace.sends, pace.asks)
+
+
 def require(local: Pace, combine: str, hidden: bool, noised: bool) -> None:
     """Raise ValueError where a local rule does not go with the rest of the study.
 
@@ -291,15 +328,15 @@ def require(local: Pace, combine: str, hidden: bool, noised: bool) -> None:
             "differential privacy counts what an update tells, and no more: leave out the local rule's steps, decay and early_stop, and name a"
             " rule that sends its update alone"
         )
-    if local.remembers and hidden:
+    if local.remembers and not local.alone and hidden:
         raise ValueError(
             "a control stands in the place of the one that its site sent before, so the coordinator must know each site's own, which masks hide:"
             " leave out privacy.protect, or name another local rule"
         )
-    if local.remembers and combine != "weighted_mean":
+    if local.remembers and not local.alone and combine != "weighted_mean":
         raise ValueError(
             f"controls cancel in the mean of the updates, and in nothing else: expected combine 'weighted_mean', found '{combine}'"
         )
 
 
-Local = Annotated[Sgd | Momentum | Adam | Proximal | Fednova | Scaffold | Feddyn, Field(discriminator="kind")]
+Local = Annotated[Sgd | Momentum | Adam | Proximal | Fednova | Scaffold | Feddyn | Ditto, Field(discriminator="kind")]

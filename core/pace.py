@@ -81,6 +81,9 @@ class Rule(NamedTuple):
     close: Callable[[Memory, Vector, Heard], tuple[Memory, Vector]] = _as_it_is
 
 
+Own = Callable[[Work, Vector, SiteState], Vector]  # (work, theta, what the site remembers) -> a model of the site's own
+
+
 class Step(NamedTuple):
     """One step of descent. `step` may write to the model that it is given: `walk` gives it a copy of its own."""
 
@@ -151,6 +154,10 @@ class Pace(Frozen):
     def usual(self) -> bool:
         """Whether nothing is stated but epochs and batch."""
         return self.steps is None and self.decay is None and not self.early_stop
+
+    def own(self) -> Own | None:
+        """The site's own model that the rule keeps beside the global one; None where it keeps none."""
+        return None
 
     def rate_at(self, sent: Payload) -> float:
         """The rate of the round at hand."""

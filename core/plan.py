@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -12,12 +13,14 @@ from fedrounds.core import encrypted, server
 from fedrounds.core.algorithm import Algorithm
 from fedrounds.core.averaging import averaging, scoring
 from fedrounds.core.evaluate import Task
+from fedrounds.core.evaluate import score as score_of
 from fedrounds.core.exact import exact
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family, with_offset
 from fedrounds.core.models.linear import Linear
 from fedrounds.core.pace import Gradient
 from fedrounds.core.params import Array, Vector
+from fedrounds.core.personal import beside
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.privacy import joint, private, updates
 from fedrounds.core.privacy.hospital import Hospitals
@@ -88,7 +91,11 @@ def build(study: Study) -> Plan:
         else:
             parts = study.algorithm
             local_rule, combine, step = parts.local.rule(), parts.combine.rule(), parts.server.rule()
-            train = averaging(score, family, _penalised(family, study), local_rule, combine, step, _weight(study))
+            gradient = _penalised(family, study)
+            train = averaging(score, family, gradient, local_rule, combine, step, _weight(study))
+            if parts.own:
+                judge = partial(score_of, study.target.kind, bins=bins)
+                train, score = (beside(it, parts.own, family, gradient, judge) for it in (train, score))
         algorithms = {"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)}
     return Plan(
         study=study,

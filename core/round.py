@@ -100,6 +100,9 @@ class Closed:
     worse: Worse | None = (
         None  # under masks: at how many sites the loss rose above the champion's, where that is counted
     )
+    personal: Scores = field(
+        default_factory=dict[str, tuple[Array, Array]]
+    )  # of sites' own models, where they have any
 
 
 def open_round(
@@ -169,6 +172,7 @@ def _closed(
         clipped,
         keyring,
         worse,
+        folded.personal,
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from fedrounds.core.combine import Combine, WeightedMean
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.local import Local
+from fedrounds.core.pace import Own
+from fedrounds.core.personal import Personal
 from fedrounds.core.server import Server
 
 PRESETS: dict[
@@ -24,6 +26,7 @@ PRESETS: dict[
     "scaffold": ("scaffold", "sgd"),
     "fednova": ("fednova", "sgd"),
     "feddyn": ("feddyn", "sgd"),
+    "ditto": ("ditto", "sgd"),
 }
 COMBINES: dict[str, str] = {  # name: how updates combine; local and server as in fedavg
     "fedmedian": "median",
@@ -38,12 +41,21 @@ COMBINES: dict[str, str] = {  # name: how updates combine; local and server as i
 
 
 class Averaging(Frozen):
-    """A preset, the three parts, or a preset with some of its parts' numbers set: `{preset = "fedadam", local = {rate = 0.1}}`."""
+    """A preset, the three parts, or a preset with some of its parts' numbers set: `{preset = "fedadam", local = {rate = 0.1}}`.
+
+    `personal`: a model of each site's own, made of the global one and scored beside it.
+    """
 
     preset: str | None = None
     local: Local
     combine: Combine = WeightedMean(kind="weighted_mean")
     server: Server
+    personal: Personal | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Studies that are older than `personal` keep their digest."""
+        return {name: value for name, value in plain(self).items() if name != "personal" or value is not None}
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +78,19 @@ class Averaging(Frozen):
             parts[part] = options
         return parts
 
+    @model_validator(mode="after")
+    def _one_own(self) -> Self:
+        if self.personal and self.local.own():
+            raise ValueError(
+                f"a site under '{self.local.kind}' has a model of its own already: leave out algorithm.personal, or name another local rule"
+            )
+        return self
+
+    @property
+    def own(self) -> Own | None:
+        """What makes a site's own model, None where it has none."""
+        return self.personal.own() if self.personal else self.local.own()
+
     @property
     def names(self) -> tuple[str, ...]:
         """What a hospital may know it by."""
@@ -75,7 +100,8 @@ class Averaging(Frozen):
     def title(self) -> str:
         """In a line."""
         how = "" if isinstance(self.combine, WeightedMean) else f"{self.combine.title} and "
-        return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {how}{self.server.kind} at the coordinator"
+        own = ", and a model of its own at each hospital" if self.own else ""
+        return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {how}{self.server.kind} at the coordinator{own}"
 
 
 class Exact(Frozen):
@@ -91,7 +117,14 @@ class Exact(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _spell_out(cls, given: Any) -> Any:
-        return {"preset": given} if isinstance(given, str) else given
+        if isinstance(given, str):
+            return {"preset": given}
+        if isinstance(given, Mapping) and {"local", "personal"} & cast(Mapping[str, Any], given).keys():
+            raise ValueError(
+                "an exact fit solves for one model of all patients, and no site descends to one of its own: leave out algorithm.local and"
+                ' algorithm.personal, or name a preset such as "ditto"'
+            )
+        return cast(Any, given)
 
     @property
     def names(self) -> tuple[str, ...]:

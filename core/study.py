@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedrounds.core import local, robust
+from fedrounds.core import local, personal, robust
 from fedrounds.core.combine import Combine, Median
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
 from fedrounds.core.models import Model, fitting
@@ -260,6 +260,7 @@ class Study(Frozen):
         self._fits()
         if isinstance(self.algorithm, Averaging):
             robust.require(self.algorithm.combine, self.privacy, self.weights)
+            personal.require(self.algorithm.own, self.privacy.dp is not None)
         if self.privacy.dp:
             rule = self.averaging.local
             self.privacy.dp.require(free, rule.kind, (rule.epochs, rule.batch), self.weights)

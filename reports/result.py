@@ -10,7 +10,7 @@ import numpy as np
 
 from fedrounds.core.study import Survival
 from fedrounds.reports import charts
-from fedrounds.reports.evidence import Evidence
+from fedrounds.reports.evidence import Evidence, Record
 from fedrounds.reports.groups import auc_interval
 from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.summary import AXIS
@@ -288,6 +288,7 @@ def sites(of: Evidence) -> Markup | None:
             figure(ours),
             error(blur) if blur is not None else "–",
             figure(pool),
+            *_own(of, of.record["sites"].get(site, {})),
         )
         for site, said, own, ours, pool, blur in rows
     ]
@@ -301,9 +302,10 @@ def sites(of: Evidence) -> Markup | None:
             figure(together.get(of.metric)),
             error(together[f"{of.metric}_error"]) if f"{of.metric}_error" in together else "–",
             figure(of.baselines.get("pooled_all", {}).get(of.metric)),
+            *_own(of, of.record),
         )
     )
-    head = (
+    head: tuple[str, ...] = (
         "Hospital",
         "Patients",
         "of them judging",
@@ -312,6 +314,7 @@ def sites(of: Evidence) -> Markup | None:
         "largest error",
         f"{name} pooled",
     )
+    head += (f"{name} personal", "gain") if of.record.get("personal") else ()
     caption = f"{name} of the model of round {of.shown} at each hospital, on patients it did not learn from"
     compared = (
         f"'Alone' and 'pooled' were trained for {count(of.rounds, 'round')} by the study's own rule on its agreed statistics: comparisons, not"
@@ -319,7 +322,29 @@ def sites(of: Evidence) -> Markup | None:
         if of.baselines.get("local")
         else "No models to compare with were trained in this run."
     )
-    return tag("div", drawn, table(head, body, caption), tag("p", compared, class_="soft"))
+    said = [tag("p", words, class_="soft") for words in (compared, _personal(of)) if words]
+    return tag("div", drawn, table(head, body, caption), *said)
+
+
+def _own(of: Evidence, told: Record) -> tuple[str, ...]:
+    """What the own models are worth, here or in all, and their gain over the global one; nothing where there are none."""
+    if not of.record.get("personal"):
+        return ()
+    found = told.get("personal", {})
+    return figure(found.get(f"personal_{of.metric}")), figure(found.get(f"personal_gain_{of.metric}"), signed=True)
+
+
+def _personal(of: Evidence) -> str:
+    """At how many hospitals their own model is better than the global one, by the loss, which no histogram blurs."""
+    own = (site.get("personal", {}).get(f"personal_gain_{of.loss}") for site in of.record["sites"].values())
+    known = [gain for gain in own if gain is not None]
+    if not known:
+        return ""
+    better, worse = sum(gain > 0 for gain in known), sum(gain < 0 for gain in known)
+    return (
+        "'Personal' is a model that each hospital trains for itself beside the global one and that never leaves it; 'gain' is how much better it is"
+        f" there. By {NAMES[of.loss]} it is better at {better} and worse at {worse} of {count(len(known), 'hospital')}."
+    )
 
 
 def name_of(of: Evidence) -> str:

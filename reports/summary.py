@@ -53,9 +53,12 @@ READING = (
 )
 
 
+PERSONAL = " *Personal*: a model that the site trains for itself beside the federated one; it never leaves."
+
+
 @dataclass(frozen=True)
 class Line:
-    """A site in the table: its patients, its gate's verdict or why it did not take part, and three values of the study's metric."""
+    """A site in the table: its patients, its gate's verdict or why it did not take part, and values of the study's metric."""
 
     site: str
     patients: int | None
@@ -63,6 +66,7 @@ class Line:
     local: float | None
     federated: float | None
     pooled: float | None
+    personal: float | None = None  # of a model of its own beside the federated one
 
 
 def headline(study: Study) -> str:
@@ -135,13 +139,15 @@ def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
                     local.get(site, {}).get(metric),
                     own,
                     pooled.get(site, {}).get(metric),
+                    record["sites"][site].get("personal", {}).get(f"personal_{metric}"),
                 )
             )
         else:
             reason = record["excluded"].get(site) or f"refused: {record['refused'][site]}"
             found.append(Line(site, patients.get(site), reason, None, None, None))
     overall = baselines.get("pooled_all", {}).get(metric)
-    found.append(Line("all sites", sum(patients.values()) or None, "", None, record["metrics"].get(metric), overall))
+    everybody, own = sum(patients.values()) or None, record.get("personal", {}).get(f"personal_{metric}")
+    found.append(Line("all sites", everybody, "", None, record["metrics"].get(metric), overall, own))
     return found
 
 
@@ -163,17 +169,17 @@ def gate_words(record: Mapping[str, Any]) -> dict[str, str]:
 
 def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> str:
     """The table for Prefect and MLflow, and how to read it."""
-    name = title(headline(study))
+    name, found = title(headline(study)), lines(study, visits, baselines)
+    own = any(line.personal is not None for line in found)
     rows = [
-        f"| site | patients | gate | {name} alone | {name} federated | {name} pooled |",
-        "|---|---:|---|---:|---:|---:|",
+        f"| site | patients | gate | {name} alone | {name} federated | {name} pooled |" + f" {name} personal |" * own,
+        "|---|---:|---|---:|---:|---:|" + "---:|" * own,
     ]
-    for line in lines(study, visits, baselines):
-        values = " | ".join(
-            "–" if value is None else f"{value:.3f}" for value in (line.local, line.federated, line.pooled)
-        )
+    for line in found:
+        numbers = (line.local, line.federated, line.pooled, *([line.personal] if own else []))
+        values = " | ".join("–" if value is None else f"{value:.3f}" for value in numbers)
         rows.append(f"| {line.site} | {shown(line.patients)} | {line.gate.replace('|', '/')} | {values} |")
-    return "\n".join(rows) + f"\n\n{READING}\n"
+    return "\n".join(rows) + f"\n\n{READING}{PERSONAL if own else ''}\n"
 
 
 def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], standing: Any, place: str = "") -> str:

@@ -39,6 +39,7 @@ from fedrounds.tasks import consent, privacy
 from fedrounds.tasks.folder import read_site
 from fedrounds.tasks.joined import Joined, forget, join, stale
 from fedrounds.tasks.mailboxes import mailbox_of, public_key_of, read_key
+from fedrounds.tasks.memory import begins
 from fedrounds.tasks.verdict import Verdict, broken, line, to_json
 from fedrounds.tasks.withheld import withheld
 from fedrounds.tasks.witness import Witness
@@ -269,7 +270,7 @@ class Hospital:
             ):
                 ward.preprocess({name: arrays[name] for name in agreed})
                 joined.statistics = agreed
-        kept = self.book.state(request.study, request.round)
+        kept = self.book.state(request.study, begins(request))
         memory: SiteState = unpack(kept)[1] if kept else {}
         if joined.plan.study.masked is None:
             return *ward.reply(request, memory), {}

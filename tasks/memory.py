@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING
 
 from fedrounds.core.algorithm import SiteState
 from fedrounds.core.errors import StateError, StudyError, UpdateRejected
-from fedrounds.core.messages import pack, unpack
+from fedrounds.core.messages import Request, pack, unpack
 from fedrounds.core.params import Array
 from fedrounds.core.strategy import Averaging
 
 if TYPE_CHECKING:
     from fedrounds.tasks.run import Run
+
+
+def begins(asked: Request) -> int:
+    """The round that a request finds the beginning of, by what a site remembers: training is its round's own; what asks about a closed
+    round, such as scores, finds what that one left, as its number proves that it closed."""
+    return asked.round if asked.ask == "train" else asked.round + 1
 
 
 class Memory:

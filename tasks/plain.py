@@ -19,6 +19,7 @@ def numbers(site: Mapping[str, Any]) -> dict[str, Any]:
     """A site's row in a table: all that its record holds, flat."""
     return {
         **site.get("metrics", {}),
+        **site.get("personal", {}),
         **site.get("training", {}),
         "bytes_out": site["bytes_out"],
         "bytes_in": site["bytes_in"],

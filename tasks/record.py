@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedrounds.core.algorithm import Scores
 from fedrounds.core.calibration import in_the_large
 from fedrounds.core.evaluate import metrics, total, training_loss
 from fedrounds.core.masked import TOGETHER
+from fedrounds.core.personal import told
 from fedrounds.core.plan import Plan
 from fedrounds.core.promotion import Decision, Interval
 from fedrounds.core.round import Closed
@@ -33,6 +35,7 @@ def record(
         "scored": closed.scored if closed.scores else None,
         "metrics": metrics(plan.task, pooled, histogram) if closed.scores else {},
         "training": {} if plain is None else _training(closed, plain, weighted),
+        **({"personal": _own(plan, closed.personal, closed.scores)} if closed.personal else {}),
         "sites": {name: _site(plan, closed, name, wards[name]) for name in taking_part},
         "histogram": histogram.tolist(),
         "refused": dict(closed.refused),
@@ -93,12 +96,19 @@ def _training(closed: Closed, plain: float, weighted: float | None) -> dict[str,
     return {"patients": rows, **losses}
 
 
+def _own(plan: Plan, personal: Scores, scores: Scores) -> dict[str, float]:
+    """What these sites' own models are worth on their own rows, beside the global one on the same."""
+    return told(metrics(plan.task, *total(personal)), metrics(plan.task, *total(scores)))
+
+
 def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:
     found: dict[str, Any] = {"bytes_in": ward.bytes_in, "bytes_out": ward.bytes_out}
     if closed.heard and closed.scores:
         found["masked"] = {"took_part": 1.0}
     if name in closed.scores:
         found["metrics"] = metrics(plan.task, *closed.scores[name])
+    if name in closed.personal:
+        found["personal"] = _own(plan, {name: closed.personal[name]}, {name: closed.scores[name]})
     if name in closed.training:
         rows, loss, share = closed.training[name]
         found["training"] = {"patients": rows, "train_loss": loss / rows, "weight": share}

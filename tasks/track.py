@@ -30,7 +30,12 @@ from fedrounds.tasks.repair import Mending
 from fedrounds.tasks.report import publish
 
 NOT_IN = ("excluded", "warned", "refused")  # sites that are not in a round as all others are
-JUDGED = ("metrics", "training", "masked")  # what a visit tells of a model, at a site; masked: that it took part
+JUDGED = (
+    "metrics",
+    "personal",
+    "training",
+    "masked",
+)  # what a visit tells of a model, at a site; masked: that it took part
 MOST_SITE_RUNS = 50
 MOST_VERSIONS = 200_000  # that MLflow lists at once
 # What skops may load of our pipelines beside scikit-learn's own types; fixed here, never taken from a site.
@@ -195,11 +200,12 @@ class Projection:
 
     def _visit(self, entry: Entry) -> None:
         record, when = entry.record, int(entry.committed * 1000)
-        for what in ("metrics", "training"):
+        for what in ("metrics", "personal", "training"):
             if self._first(what, entry):
                 self._points("lineage", record[what], when, record["scored"])
         if self._first("metrics", entry) and record["scored"] > 0:
-            self._points(f"round {record['scored']}", record["metrics"], when, record["scored"])
+            values = {**record["metrics"], **record.get("personal", {})}
+            self._points(f"round {record['scored']}", values, when, record["scored"])
         if entry.ask == "train":
             self._round(entry)
         self._sites(entry, when)
@@ -285,7 +291,8 @@ class Projection:
         for name, site in sites.items():
             for what in (kind for kind in JUDGED if kind in site and self._first(kind, entry)):
                 self.run(f"site {name}", self.lineage.created, **{"fedrounds.site": name})
-                more = {} if what == "training" else {key: site[key] for key in ("bytes_out", "bytes_in")}
+                traffic = ("bytes_out", "bytes_in") if what in ("metrics", "masked") else ()
+                more = {key: site[key] for key in traffic}
                 self._points(f"site {name}", {**site[what], **more}, when, entry.record["scored"])
 
     def _points(self, about: str, values: Mapping[str, Any], when: int, step: int) -> None:

@@ -26,7 +26,7 @@ from fedrounds.site.budget import Budgets
 from fedrounds.sources import load
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import privacy
-from fedrounds.tasks.memory import Memory
+from fedrounds.tasks.memory import Memory, begins
 from fedrounds.tasks.traffic import Traffic
 from fedrounds.tasks.withheld import withheld
 
@@ -119,11 +119,12 @@ class Ward(Traffic):
         """Answer one request."""
         with withheld(f"an answer of site '{self.name}'"):
             asked = decode(request, Request)
+            memory = self._memory.before(begins(asked))
             if self.plan.study.masked:
                 me = Self(self.name, self.key, self.roster)
-                self.vault, left, reply = self.masked(asked, self.vault, me, self._memory.before(asked.round))
+                self.vault, left, reply = self.masked(asked, self.vault, me, memory)
             else:
-                left, reply = self.reply(asked, self._memory.before(asked.round))
+                left, reply = self.reply(asked, memory)
             if asked.ask == "train" and not reply.refusal:
                 self._memory.keep(asked.round, left)
             sent = encode(reply)

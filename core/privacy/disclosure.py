@@ -32,6 +32,7 @@ def withhold(
         * a feature that fewer than `minimum` patients have a value of leaves as if none had (its sum would be theirs);
         * a level that fewer than `minimum` patients have leaves as 0;
         * scores of fewer than `minimum` validation rows, and their histogram, leave as of no rows;
+        * so do scores of a model of the site's own (`personal`), and its histogram is thinned as the other is;
         * differences to the champion of fewer than `minimum` validation rows leave as of no rows;
         * a cell of a profile that fewer than `minimum` patients are in leaves together with its neighbours (see `merge_cells`).
 
@@ -51,13 +52,15 @@ def withhold(
         few = sums["observed"] < minimum
         thinned["observed"], thinned["sum"] = np.where(few, 0.0, sums["observed"]), np.where(few, 0.0, sums["sum"])
         thinned["levels"] = np.where(sums["levels"] < minimum, 0.0, sums["levels"])
-    for about, names in (("scores", ("scores", "histogram")), ("paired", ("paired",))):
+    for about, names in (
+        ("scores", ("scores", "histogram")),
+        ("personal", ("personal", "personal.histogram")),
+        ("paired", ("paired",)),
+    ):
         if about in sums and (sums[about][0] < minimum or not scores):
             thinned |= {name: np.zeros_like(sums[name]) for name in names}
-    if "histogram" in thinned and not fine:
-        thinned["histogram"] = (
-            whole_or_not(thinned["histogram"], minimum) if by_time else merge_scores(thinned["histogram"], minimum)
-        )
+    for name in [name for name in ("histogram", "personal.histogram") if name in thinned and not fine]:
+        thinned[name] = whole_or_not(thinned[name], minimum) if by_time else merge_scores(thinned[name], minimum)
     for name in [name for name in sums if name.startswith("cells.")]:
         thinned[name] = merge_cells(sums[name], minimum)
     return thinned

@@ -1,0 +1,131 @@
+"""A model of its own at each site, beside the one of all. It never leaves: its scores do, on the rows that judge the other, at the same visit.
+
+    own = lambda work, theta, memory: ...        # a site's own parameters, of the model that came in and of what the site remembers
+    beside(algorithm, own, family, gradient, judge)
+
+Any algorithm that answers with scores can be so wrapped, and knows nothing of it: what it trains, draws and sends stays the same bit for
+bit. What trains an own model from round to round is a local rule's (`local.Ditto`); what makes one of the model at hand is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
+from fedrounds.core.errors import UpdateRejected
+from fedrounds.core.frozen import Frozen, Rate
+from fedrounds.core.local import descent
+from fedrounds.core.pace import Batch, Epochs, Gradient, Own, Work, walk
+from fedrounds.core.params import Array, Vector
+from fedrounds.core.state import RunState
+
+if TYPE_CHECKING:
+    from fedrounds.core.models.family import Family
+    from fedrounds.core.preprocess import Rows
+
+SCORES, HISTOGRAM = "personal", "personal.histogram"  # what is sent of the own model
+LESS = ("log_loss", "brier", "mse", "rmse", "distance")  # metrics of which less is better
+Judge = Callable[[Array, Array, Array], tuple[Array, Array]]  # (prediction, losses, y) -> sums and histogram
+
+
+class FineTune(Frozen):
+    """The global model after some epochs at the site, anew at each visit and kept nowhere (Wang et al. 2019)."""
+
+    kind: Literal["fine_tune"]
+    rate: Rate = 0.05
+    epochs: Epochs = 1
+    batch: Batch = 32
+
+    def own(self) -> Own:
+        """theta - rate * gradient, `epochs` times over the rows (Wang et al. 2019, Federated evaluation of on-device personalization)."""
+
+        def model(work: Work, theta: Vector, memory: SiteState) -> Vector:
+            del memory
+            return walk(descent(self.rate), work.gradient, theta, work.X, work.y, work.rng, self.epochs, self.batch)[0]
+
+        return model
+
+
+Personal = Annotated[FineTune, Field()]
+
+
+def beside(algorithm: Algorithm, own: Own, family: Family, gradient: Gradient, judge: Judge) -> Algorithm:
+    """The algorithm, whose sites score a model of their own beside the one that came in.
+
+    Args:
+        own: of what the site remembered when it was asked. What it draws is drawn apart from what the algorithm draws.
+        judge: of validation rows.
+
+    Guarantees:
+        * what the algorithm remembers, sends and makes of it is what it would be without;
+        * of the own model nothing leaves but the two arrays that `judge` gives.
+    """
+
+    def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:
+        def loss(theta: Vector) -> float:
+            return float(family.losses(family.predict(theta, rows.X), rows.y).mean())
+
+        work = Work(gradient, loss, rows.X, rows.y, aside(rng))
+        prediction = family.predict(own(work, payload["theta"], memory), rows.X_valid)
+        scores, histogram = judge(prediction, family.losses(prediction, rows.y_valid), rows.y_valid)
+        memory, sums = algorithm.answer(payload, memory, rows, rng)
+        return memory, {**sums, SCORES: scores, HISTOGRAM: histogram}
+
+    def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
+        found: dict[str, tuple[Array, Array]] = {}
+
+        def without() -> Iterator[tuple[str, Sums]]:
+            for site, sums in replies:
+                if sums[SCORES][0] != sums["scores"][0]:
+                    raise UpdateRejected(
+                        f"expected both models scored on the same rows at site '{site}', found its own scored on others: it was refused"
+                    )
+                found[site] = sums[SCORES], sums[HISTOGRAM]
+                yield site, {name: array for name, array in sums.items() if name not in (SCORES, HISTOGRAM)}
+
+        return replace(algorithm.fold(state, without()), personal=found)
+
+    def shapes(exchange: int) -> dict[str, tuple[int, ...]]:
+        plain = algorithm.shapes(exchange)
+        return {**plain, SCORES: plain["scores"], HISTOGRAM: plain["histogram"]}
+
+    return algorithm._replace(answer=answer, fold=fold, shapes=shapes)
+
+
+def require(own: Own | None, noised: bool) -> None:
+    """Raise ValueError where a site's own model does not go with the rest of the study: `noised`, whether differential privacy holds."""
+    if own and noised:
+        raise ValueError(
+            "differential privacy lets nothing leave that is not noised, and scores of a site's own model are not: leave out algorithm.personal,"
+            " and name another local rule than 'ditto'"
+        )
+
+
+def aside(rng: np.random.Generator) -> np.random.Generator:
+    """A generator that is seeded by another, which it leaves as it was."""
+    return rng.spawn(1)[0]
+
+
+def gains(own: Mapping[str, float], shared: Mapping[str, float]) -> dict[str, float]:
+    """By how much each metric of an own model is better than the global one's on the same rows: above 0 is better, whatever the metric.
+
+    >>> gains({"n": 20.0, "auc": 0.75, "log_loss": 0.5}, {"n": 20.0, "auc": 0.5, "log_loss": 0.75})
+    {'auc': 0.25, 'log_loss': 0.25}
+    """
+    both = [name for name in own if name in shared and name != "n" and not name.endswith("_error")]
+    return {name: shared[name] - own[name] if name in LESS else own[name] - shared[name] for name in both}
+
+
+def told(own: Mapping[str, float], shared: Mapping[str, float]) -> dict[str, float]:
+    """What is recorded of an own model: its metrics, and its gains over the global one.
+
+    >>> told({"n": 20.0, "mse": 2.0}, {"n": 20.0, "mse": 3.0})
+    {'personal_mse': 2.0, 'personal_gain_mse': 1.0}
+    """
+    metrics = {f"personal_{name}": value for name, value in own.items() if name != "n"}
+    return metrics | {f"personal_gain_{name}": value for name, value in gains(own, shared).items()}

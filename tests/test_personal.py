@@ -1,0 +1,498 @@
+"""A model of its own at each site: each kind beside a textbook loop, the global model untouched, what leaves of it, and that it outlives kills."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+from types import SimpleNamespace
+
+import hidden_study
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from fedrounds.cli.init import init
+from fedrounds.core.algorithm import Folded
+from fedrounds.core.answer import Policy
+from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
+from fedrounds.core.evaluate import metrics, score, total
+from fedrounds.core.groups import merged
+from fedrounds.core.masked import TOGETHER
+from fedrounds.core.messages import Request
+from fedrounds.core.personal import told
+from fedrounds.core.plan import build
+from fedrounds.core.preprocess import Rows
+from fedrounds.core.privacy.disclosure import merge_scores, withhold
+from fedrounds.core.privacy.settings import Privacy
+from fedrounds.core.round import Asking, open_round
+from fedrounds.core.simulate import OPEN, simulate
+from fedrounds.core.study import Study
+from fedrounds.ledger import Ledger
+from fedrounds.tasks import folder as folders
+from fedrounds.tasks.memory import begins, remembering
+from fedrounds.tasks.run import opened
+from fedrounds.tasks.verdict import Verdict
+from fedrounds.tasks.ward import Ward
+
+RATE, STEPS, PULL = 0.1, 5, 0.7
+TUNED = {"kind": "fine_tune", "rate": 0.02, "epochs": 3, "batch": "all"}
+
+
+def study(algorithm, width=3, **words):
+    """Plain numbers as they are."""
+    return Study.model_validate(
+        {
+            "name": "toy",
+            "target": {"kind": "regression", "column": "y"},
+            "features": [{"type": "number", "name": f"x{j}"} for j in range(width)],
+            "preprocess": {"standardise": "none"},
+            "validation": {"fraction": 0.0},
+            "model": {"kind": "linear", "intercept": False},
+            "algorithm": algorithm,
+        }
+        | words
+    )
+
+
+def ditto(pull=PULL, **more):
+    """Full-batch steps, five a round."""
+    return {"preset": "ditto", "local": {"rate": RATE, "steps": STEPS, "batch": "all", "pull": pull, **more}}
+
+
+def fedavg(**parts):
+    return {"preset": "fedavg", "local": {"rate": RATE, "steps": STEPS, "batch": "all"}, **parts}
+
+
+def sites(seed=0, sizes=(10, 25, 60, 15)):
+    """Four hospitals whose patients differ in every way, twelve of whom judge."""
+    rng = np.random.default_rng(seed)
+    data = {}
+    for name, n in zip(("east", "north", "south", "west"), sizes, strict=True):
+        A = rng.normal(size=(n + 12, 3)) * rng.uniform(0.8, 1.5, 3)
+        y = A @ rng.normal(scale=2.0, size=3) + rng.normal(scale=0.1, size=n + 12)
+        data[name] = Rows(A[:n], y[:n], A[n:], y[n:])
+    return data
+
+
+def slope(rows, w):
+    """Gradient of half the mean squared error."""
+    return rows.X.T @ (rows.X @ w - rows.y) / len(rows.y)
+
+
+def error(rows, w):
+    return float(((rows.X_valid @ w - rows.y_valid) ** 2).sum())
+
+
+def rounds_of(algorithm, rounds, data=None, **options):
+    return list(simulate(build(study(algorithm)), data or sites(), rounds, **options))
+
+
+def shares(data):
+    n = sum(len(rows.y) for rows in data.values())
+    return {name: len(rows.y) / n for name, rows in data.items()}
+
+
+def same(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    assert np.abs(found).max() > 1e-3
+
+
+def seeds(number, site):
+    return np.random.default_rng([number, len(site), ord(site[0])])
+
+
+# --- each kind beside its paper ---------------------------------------------------------------------------------------
+
+
+def test_ditto_is_algorithm_1():
+    """The scores at each visit are those of the models that the round before left, at the closing visit too."""
+    data, w, p = sites(), np.zeros(3), shares(sites())
+    own = dict.fromkeys(data, w)
+    for closed in rounds_of(ditto(), 6):
+        assert closed.scores.keys() == closed.personal.keys() == data.keys()
+        for name, rows in data.items():
+            same(closed.scores[name][0][1], error(rows, w))
+            same(closed.personal[name][0][1], error(rows, own[name]))
+            assert closed.personal[name][0][0] == 12
+        ends = {}
+        for name, rows in data.items():
+            ends[name], v = w, own[name]
+            for _ in range(STEPS):
+                ends[name] = ends[name] - RATE * slope(rows, ends[name])
+                v = v - RATE * (slope(rows, v) + PULL * (v - w))
+            own[name] = v
+        before, w = w, sum(p[name] * ends[name] for name in data)
+    same(closed.state.theta, before)  # the closing visit trains nothing
+
+
+def test_fine_tuning_is_so_many_epochs_from_the_global_model():
+    data = sites()
+    for closed, shared in zip(rounds_of(fedavg(personal=TUNED), 4), rounds_of(fedavg(), 4), strict=True):
+        for name, rows in data.items():
+            w = theta(shared, data)
+            for _ in range(3):
+                w = w - 0.02 * slope(rows, w)
+            same(closed.personal[name][0][1], error(rows, w))
+
+
+def theta(closed, data):
+    """The model that a visit scored, by an independent loop of as many rounds."""
+    w, p = np.zeros(3), shares(data)
+    for _ in range(closed.scored):
+        ends = {}
+        for name, rows in data.items():
+            ends[name] = w
+            for _ in range(STEPS):
+                ends[name] = ends[name] - RATE * slope(rows, ends[name])
+        w = sum(p[name] * ends[name] for name in data)
+    return w
+
+
+def test_ditto_ends_where_each_sites_tied_objective_is_least():
+    """At argmin of half the mean squared error + pull/2 |v - theta|², in closed form; for pull 0 that is the site's own least squares."""
+    data = sites()
+    for pull in (0.0, 0.5, 4.0):
+        closed = rounds_of(ditto(pull), 400)[-1]
+        for name, rows in data.items():
+            A = rows.X.T @ rows.X / len(rows.y) + pull * np.eye(3)
+            v = np.linalg.solve(A, rows.X.T @ rows.y / len(rows.y) + pull * closed.state.theta)
+            assert closed.personal[name][0][1] == pytest.approx(error(rows, v), rel=1e-9)
+
+
+def test_where_hospitals_differ_each_gains_and_the_tighter_the_tie_the_less():
+    gained = []
+    for pull in (0.1, 1.0, 8.0):
+        closed = rounds_of(ditto(pull), 60)[-1]
+        pairs = {name: (closed.personal[name], closed.scores[name]) for name in closed.scores}
+        found = {name: told(*(metrics("regression", *sums) for sums in pair)) for name, pair in pairs.items()}
+        assert min(site["personal_gain_mse"] for site in found.values()) > 0
+        assert all(site.keys() == KEYS for site in found.values())
+        gained.append(sum(site["personal_gain_mse"] for site in found.values()))
+    assert gained == sorted(gained, reverse=True)
+
+
+KEYS = {f"personal_{gain}{name}" for name in ("mse", "rmse", "r2") for gain in ("", "gain_")}
+
+
+# --- the global model is what it is without ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["float64", "rotated8"])
+@pytest.mark.parametrize("more", [{}, {"decay": {"kind": "inverse", "by": 0.3}}, {"early_stop": True, "epochs": 4}])
+@pytest.mark.parametrize("kind", ["ditto", "fine_tune"])
+def test_the_global_model_is_that_of_its_base_rule_bit_for_bit(kind, more, codec):
+    local = {"rate": 0.05, "epochs": 2, "batch": 10} | more
+    tuned = {"personal": {**TUNED, "batch": 10}} if kind == "fine_tune" else {}
+    words = {"protocol": {"codec": codec}}
+    own = study({"preset": "fedavg" if tuned else "ditto", "local": local, **tuned}, **words)
+    base = build(study({"preset": "fedavg", "local": local}, **words))
+    wire = codec == "rotated8"  # the rotation is seeded by the study, of which there are two
+    pairs = zip(simulate(build(own), sites(), 4, rng_of=seeds), simulate(base, sites(), 4, rng_of=seeds), strict=True)
+    for with_own, without in pairs:
+        assert wire or with_own.state.theta.tobytes() == without.state.theta.tobytes()
+        np.testing.assert_allclose(with_own.state.theta, without.state.theta, atol=0.05)
+        assert with_own.state.memory == without.state.memory == {}
+        assert not without.personal
+
+
+@pytest.mark.parametrize("algorithm", [ditto(), fedavg(personal={**TUNED, "batch": 10})])
+def test_neither_the_order_of_sites_nor_bytes_change_a_bit(algorithm):
+    data, found = sites(), set()
+    for order in list(permutations(data))[::5]:
+        ordered = {site: data[site] for site in order}
+        closed = rounds_of(algorithm, 2, ordered, wire=order[0] == "north")[-1]
+        told = [(site, *(part.tobytes() for part in closed.personal[site])) for site in sorted(data)]
+        found.add((closed.state.theta.tobytes(), tuple(told)))
+    assert len(found) == 1
+
+
+def test_a_hospital_that_was_away_goes_on_from_its_own_model():
+    data = sites()
+    away = {2, 3}
+    found = []
+    for order in (away, set()):
+        plan, state, memory = build(study(ditto())), None, {}
+        state = plan.start(plan.no_statistics())
+        for number in range(1, 5):
+            request = open_round(replace(state, round=number - 1), plan, "train", data).request
+            if number not in order:
+                memory, sums = plan.algorithms["train"].answer(request.arrays, memory, data["east"], seeds(1, "east"))
+        found.append((memory["personal"], sums["personal"]))
+    twice = rounds_of(ditto(), 0)  # nothing is trained: the own model is the one that came in
+    assert twice[-1].personal["east"][0].tobytes() == twice[-1].scores["east"][0].tobytes()
+    (rested, _), (steady, _) = found
+    v = np.zeros(3)
+    for _ in range(2 * STEPS):
+        v = v - RATE * (slope(data["east"], v) + PULL * v)
+    same(rested, v)
+    for _ in range(2 * STEPS):
+        v = v - RATE * (slope(data["east"], v) + PULL * v)
+    same(steady, v)
+
+
+# --- what leaves ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["ditto", {"preset": "fedavg", "personal": TUNED}])
+def test_under_masks_only_the_own_models_scores_of_all_together_are_known(algorithm):
+    of = hidden_study.study(algorithm=algorithm, bits=64)
+    plan, open_, data = build(of), build(of.model_copy(update={"privacy": Privacy()})), hidden_study.cohorts(of)
+    start = replace(open_.start(None), theta=plan.start(None).theta)
+    hidden = list(simulate(plan, data, 2))
+    shown = list(simulate(open_, data, 2, state=start, rng_of=plan.rng))
+    for one, other in zip(hidden[1:], shown[1:], strict=True):
+        assert one.personal.keys() == {TOGETHER}
+        for found, expected in zip(one.personal[TOGETHER], total(other.personal), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert hidden[-1].personal[TOGETHER][0].tolist() != hidden[-1].scores[TOGETHER][0].tolist()
+
+
+def test_of_groups_the_own_models_are_known_as_of_all_together():
+    closed = rounds_of(ditto(), 1)[-1]
+    found = merged(Folded(closed.state, closed.scores, personal=closed.personal)).personal
+    assert found.keys() == {TOGETHER}
+    assert found[TOGETHER][0].tolist() == total(closed.personal)[0].tolist()
+
+
+def test_small_counts_of_the_own_models_scores_stay_as_those_of_the_other_do():
+    rng = np.random.default_rng(4)
+    chance, y = rng.random(30), (rng.random(30) < 0.5).astype(float)
+    sums, histogram = score("binary", chance, -np.log(chance), y, 50)
+    sent = {"scores": sums, "histogram": histogram, "personal": sums, "personal.histogram": histogram}
+    thin = withhold(sent, 10, fine=False)
+    assert thin["personal.histogram"].tolist() == merge_scores(histogram, 10).tolist() != histogram.tolist()
+    for kept in (withhold(sent, 31), withhold(sent, 10, scores=False)):
+        assert {name: kept[name].any() for name in sent} == dict.fromkeys(sent, False)
+
+
+@pytest.mark.parametrize("ask", ["train", "score"])
+@pytest.mark.parametrize(
+    ("algorithm", "trained"), [(ditto(), {"delta", "train"}), (fedavg(personal=TUNED), {"delta", "train"})]
+)
+def test_a_reply_holds_scores_of_the_own_model_and_nothing_else_of_it(algorithm, trained, ask):
+    plan = build(study(algorithm))
+    shapes = plan.algorithms[ask].shapes(0)
+    assert shapes.keys() == {"scores", "histogram", "personal", "personal.histogram"} | (
+        trained if ask == "train" else set()
+    )
+    assert shapes["personal"] == shapes["scores"] == (4,)
+    assert plan.algorithms[ask].takes(0).keys() == build(study(fedavg())).algorithms[ask].takes(0).keys()
+
+
+def test_scores_of_other_rows_than_the_global_models_are_refused():
+    plan = build(study(ditto()))
+    state = plan.start(plan.no_statistics())
+    _, sums = plan.algorithms["score"].answer(
+        open_round(state, plan, "score", ["east"]).request.arrays, {}, sites()["east"], seeds(1, "east")
+    )
+    with pytest.raises(UpdateRejected, match="found its own scored on others"):
+        plan.algorithms["score"].fold(state, [("east", {**sums, "personal": sums["personal"] + 1})])
+
+
+# --- what they do not go with -----------------------------------------------------------------------------------------
+
+RANGED = {"features": [{"type": "number", "name": "x0", "range": [-9, 9]}], "weights": "uniform"}
+PATIENT = {"unit": "patient", "epsilon": 3.0, "patients": 50, "rounds": 5}
+
+
+@pytest.mark.parametrize(("algorithm", "words", "said"), [
+    ("ditto", {"privacy": {"dp": PATIENT}}, "scores of a site's own model are not"),
+    ({"preset": "fedavg", "personal": TUNED}, {"privacy": {"dp": PATIENT}}, "scores of a site's own model are not"),
+    ({"preset": "exact", "personal": TUNED}, {}, "an exact fit solves for one model of all patients"),
+    ({"preset": "exact", "local": {"kind": "ditto"}}, {}, "an exact fit solves for one model of all patients"),
+    ({"preset": "ditto", "personal": TUNED}, {}, "a site under 'ditto' has a model of its own already"),
+    ({"preset": "fedavg", "personal": {"kind": "ditto"}}, {}, "Input should be 'fine_tune'"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused_with_the_reason(algorithm, words, said):
+    with pytest.raises(ValidationError, match=said):
+        study(algorithm, 1, **RANGED | words)
+
+
+def test_own_models_are_tied_to_a_median_as_they_are_to_a_mean():
+    data, w = sites(), np.zeros(3)
+    own = dict.fromkeys(data, w)
+    of = study({**ditto(), "combine": {"kind": "median"}}, weights="uniform")
+    for closed in simulate(build(of), data, 3):
+        ends = {}
+        for name, rows in data.items():
+            same(closed.personal[name][0][1], error(rows, own[name]))
+            ends[name], v = w, own[name]
+            for _ in range(STEPS):
+                ends[name] = ends[name] - RATE * slope(rows, ends[name])
+                v = v - RATE * (slope(rows, v) + PULL * (v - w))
+            own[name] = v
+        before, w = w, np.median(list(ends.values()), axis=0)
+    same(closed.state.theta, before)
+
+
+def test_a_cluster_is_refused_before_anything_is_asked():
+    run = SimpleNamespace(folder=SimpleNamespace(study=study("ditto")), carrier="process", on_dask=True)
+    with pytest.raises(StudyError, match="a worker that dies would lose what its sites remember; leave --runner out"):
+        remembering(run)
+
+
+def test_words_that_are_left_out_change_no_digest():
+    plain, stated = study("fedavg"), study({"preset": "fedavg", "personal": None})
+    assert "personal" not in plain.model_dump()["algorithm"]
+    assert plain.digest == stated.digest
+    tuned = study({"preset": "fedavg", "personal": TUNED})
+    assert Study.model_validate(tuned.model_dump(mode="json")).digest == tuned.digest != plain.digest
+
+
+# --- what a site remembers --------------------------------------------------------------------------------------------
+
+
+def test_scores_of_a_closed_round_find_what_it_left():
+    asked = {ask: Request("s", 3, 0, ask, "", {}) for ask in ("train", "score")}
+    assert (begins(asked["train"]), begins(asked["score"])) == (3, 4)
+
+
+def kept(closed, plan):
+    """What is recorded of each site's own model, but what hangs on the histogram: apart, hospitals merge its cells."""
+    found = {
+        site: told(*(metrics(plan.task, *it[site]) for it in (closed.personal, closed.scores)))
+        for site in closed.personal
+    }
+    return {site: exactly(its) for site, its in found.items()}
+
+
+def exactly(told):
+    return {name: value for name, value in told.items() if "auc" not in name}
+
+
+def recorded(record):
+    return {site: exactly(its["personal"]) for site, its in record["sites"].items() if "personal" in its}
+
+
+def reference(read, rounds):
+    """What is recorded of the own models at each visit of a run that nobody disturbs."""
+    plan = build(read.study)
+    wards = {site: Ward(file, plan, read.data) for site, file in read.sites.items()}
+    cohorts = {site: ward.cohort for site, ward in wards.items() if ward.load()}
+    return [(closed.state, kept(closed, plan)) for closed in simulate(plan, cohorts, rounds)]
+
+
+def test_hospitals_apart_score_the_models_that_one_process_does_though_rounds_fail_and_agents_die(apart):
+    made = apart(protocol={'preset = "fedavg"': 'preset = "ditto"'})
+    with made.run() as run:
+        made.gate(run)
+        made.visit(run, "statistics")
+        made.visit(run, "train")
+        for _ in range(2):  # one answers, the quorum of two is missed: what it then trained is for nothing
+            asking = run.open("train")
+            with pytest.raises(QuorumError):
+                run.aggregate(asking, made.ask(run, asking, sites=("north",)))
+            made.hospital("north", anew=True)
+        made.visit(run, "train")
+        made.hospital("south", anew=True)
+        while run.state.round < 3:
+            made.visit(run, "train")
+        made.visit(run, "score")
+        assert run.state.memory == {}
+    with Ledger.open(made.place.ledger) as ledger:
+        found = [recorded(visit.record) for visit in ledger.visits()]
+    assert found == [its for _, its in reference(made.read, 3)]
+    assert any(site["personal_gain_log_loss"] != 0 for site in found[-1].values())
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+@pytest.fixture(scope="module")
+def survivor(tmp_path_factory):
+    """A study of ditto that died six times between two answers, and then ended: its folder, its place and what it ended with."""
+    folder = tmp_path_factory.mktemp("survivor") / "toy"
+    init(folder, as_json=True)
+    words = folder / "study.toml"
+    words.write_text(words.read_text().replace('preset = "fedavg"', 'preset = "ditto"'))
+    read = folders.read(folder)
+    place = folders.state_of(folder, "toy", folder.parent / "state")
+    folders.prepare(place, fresh=False)
+    visits = ["statistics", *["train"] * 6, "score"]
+
+    def live(answers):
+        """Run until so many more answers were given, then die."""
+        with opened(read, place) as run:
+            for ward in run.wards.values():
+                ward.load()
+                if run.state.statistics:
+                    ward.preprocess(run.state.statistics)
+            run.admit({site: Verdict(site, True, 0, (), "") for site in run.wards})
+            for ask in visits[run.visit :]:
+                asking = run.open(ask)
+                while isinstance(asking, Asking):
+                    replies = []
+                    for site in asking.sites:
+                        if ask != "statistics" and not answers:
+                            raise Killed
+                        answers -= ask != "statistics"
+                        replies.append(run.wards[site].answer(asking.requests[site]))
+                    if ask != "statistics" and not answers:
+                        raise Killed
+                    asking = run.aggregate(asking, replies)
+                if ask == "statistics":
+                    for ward in run.wards.values():
+                        ward.preprocess(run.state.statistics)
+            return run.state
+
+    for answers in (2, 7, 4, 5, 9, 3, 6):
+        with pytest.raises(Killed):
+            live(answers)
+    return SimpleNamespace(folder=folder, read=read, place=place, state=live(1000))
+
+
+def test_a_run_that_dies_between_any_two_answers_keeps_each_sites_model_bit_for_bit(survivor):
+    expected = reference(survivor.read, 6)
+    assert survivor.state.theta.tobytes() == expected[-1][0].theta.tobytes()
+    assert {file.stem for file in survivor.place.memories.glob("*.memory")} == set(survivor.read.sites)
+    with Ledger.open(survivor.place.ledger) as ledger:
+        assert [recorded(visit.record) for visit in ledger.visits()] == [its for _, its in expected]
+
+
+def test_gains_are_in_mlflow_and_in_the_report(survivor):
+    from mlflow import MlflowClient
+
+    from fedrounds.reports.summary import markdown_table
+    from fedrounds.tasks.mlflow_server import make_store
+    from fedrounds.tasks.report import publish
+    from fedrounds.tasks.track import Projection
+
+    mlruns = survivor.folder / "mlruns"
+    mlruns.mkdir(exist_ok=True)
+    make_store(mlruns / "mlflow.db", survivor.folder / "mlflow.new")
+    with Ledger.open(survivor.place.ledger) as ledger:
+        Projection(ledger, mlruns).project()
+        visits = ledger.visits()
+        publish(ledger, survivor.folder / "told")
+        table = markdown_table(survivor.read.study, visits, {})
+    client = MlflowClient(f"sqlite:///{mlruns / 'mlflow.db'}")
+    runs = {
+        run.data.tags.get("fedrounds.about"): run
+        for run in client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+    }
+    last = visits[-1].record
+    for site in survivor.read.sites:
+        own = last["sites"][site]["personal"]
+        shown = runs[f"site {site}"].data.metrics
+        assert {name: shown[name] for name in own} == own
+        assert own["personal_gain_auc"] == pytest.approx(own["personal_auc"] - shown["auc"], abs=1e-12)
+        points = client.get_metric_history(runs[f"site {site}"].info.run_id, "personal_gain_auc")
+        assert sorted(point.step for point in points) == list(range(7))
+        assert len(client.get_metric_history(runs[f"site {site}"].info.run_id, "traffic_bytes_out")) == 7
+        assert f"| {own['personal_auc']:.3f} |" in next(
+            line for line in table.splitlines() if line.startswith(f"| {site} ")
+        )
+    for about in ("lineage", "round 6"):
+        assert runs[about].data.metrics["personal_auc"] == last["personal"]["personal_auc"]
+    page = (survivor.folder / "told" / "report.html").read_text()
+    assert "AUC personal" in page
+    assert "is a model that each hospital trains for itself" in page
+
+
+def test_a_hospital_that_shows_no_scores_shows_none_of_its_own_model():
+    quiet = Policy(minimum_patients=1, finest_bins=10_000, merge_scores=False, local_metrics=False)
+    closed = list(simulate(build(study(ditto())), sites(), 1, policy=quiet))[-1]
+    assert not any(part.any() for sums in closed.personal.values() for part in sums)
+    shown = list(simulate(build(study(ditto())), sites(), 1, policy=OPEN))[-1]
+    assert shown.state.theta.tobytes() == closed.state.theta.tobytes()
