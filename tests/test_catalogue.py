@@ -11,6 +11,7 @@ from fedrounds.core import catalogue
 from fedrounds.core.combine import Combine
 from fedrounds.core.local import Local
 from fedrounds.core.models import Model
+from fedrounds.core.personal import Personal
 from fedrounds.core.server import Server
 from fedrounds.core.strategy import COMBINES, PRESETS
 
@@ -31,11 +32,11 @@ def test_strategies_lists_presets_parts_and_the_exact_fit(capfd):
     found = json.loads(capfd.readouterr().out)
     by_part = {
         part: [word["name"] for word in found if word["part"] == part]
-        for part in ("preset", "exact", "local", "combine", "server")
+        for part in ("preset", "exact", "local", "combine", "server", "personal")
     }
     assert by_part["preset"] == [*PRESETS, *COMBINES]
     assert by_part["exact"] == ["exact"]
-    for part, union in (("local", Local), ("combine", Combine), ("server", Server)):
+    for part, union in (("local", Local), ("combine", Combine), ("server", Server), ("personal", Personal)):
         assert len(by_part[part]) == len(catalogue.words(union)), part
     assert all(word["says"] for word in found)
 

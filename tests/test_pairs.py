@@ -234,7 +234,7 @@ def textbook(strategy: str, model: str, theta, X, y, reported):
             case "qfedavg":
                 loss = reported(theta)
                 theta = theta + delta / (1 + delta @ delta / (RATE * loss))
-            case _:
+            case _:  # of one full step a round, and so of ditto, whose own models leave the global one alone
                 theta = theta + delta
     return theta
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from dataclasses import replace
 from itertools import permutations
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import hidden_study
 import numpy as np
 import pytest
+from conftest import fedrounds
 from pydantic import ValidationError
 
 from fedrounds.cli.init import init
@@ -450,42 +453,44 @@ def test_a_run_that_dies_between_any_two_answers_keeps_each_sites_model_bit_for_
         assert [recorded(visit.record) for visit in ledger.visits()] == [its for _, its in expected]
 
 
-def test_gains_are_in_mlflow_and_in_the_report(survivor):
-    from mlflow import MlflowClient
-
-    from fedrounds.reports.summary import markdown_table
-    from fedrounds.tasks.mlflow_server import make_store
-    from fedrounds.tasks.report import publish
-    from fedrounds.tasks.track import Projection
-
-    mlruns = survivor.folder / "mlruns"
-    mlruns.mkdir(exist_ok=True)
-    make_store(mlruns / "mlflow.db", survivor.folder / "mlflow.new")
-    with Ledger.open(survivor.place.ledger) as ledger:
-        Projection(ledger, mlruns).project()
+@pytest.mark.parametrize("kind", ["ditto", "fine_tune"])
+def test_gains_are_told_by_the_table_the_report_and_mlflow(tmp_path, warm, kind):
+    folder = tmp_path / "toy"
+    init(folder, as_json=True)
+    warm(folder / "mlruns")
+    for file, old, new in (
+        ("study.toml", 'preset = "fedavg"', 'preset = "ditto"'),
+        ("operations.toml", "rounds = 10 ", "rounds = 2 "),
+    ):
+        words = (folder / file).read_text()
+        if kind == "fine_tune" and file == "study.toml":
+            new = f'{old}\npersonal = {{ kind = "fine_tune", rate = 0.2, epochs = 3 }} #'
+        assert old in words
+        (folder / file).write_text(words.replace(old, new))
+    done = fedrounds("run", folder)
+    assert done.returncode == 0, done.stderr
+    assert "AUC personal" in " ".join(done.stdout.split())
+    with Ledger.open(folder / "mlruns" / "toy" / "ledger.db") as ledger:
         visits = ledger.visits()
-        publish(ledger, survivor.folder / "told")
-        table = markdown_table(survivor.read.study, visits, {})
-    client = MlflowClient(f"sqlite:///{mlruns / 'mlflow.db'}")
-    runs = {
-        run.data.tags.get("fedrounds.about"): run
-        for run in client.search_runs([client.get_experiment_by_name("toy").experiment_id])
-    }
-    last = visits[-1].record
-    for site in survivor.read.sites:
-        own = last["sites"][site]["personal"]
-        shown = runs[f"site {site}"].data.metrics
-        assert {name: shown[name] for name in own} == own
-        assert own["personal_gain_auc"] == pytest.approx(own["personal_auc"] - shown["auc"], abs=1e-12)
-        points = client.get_metric_history(runs[f"site {site}"].info.run_id, "personal_gain_auc")
-        assert sorted(point.step for point in points) == list(range(7))
-        assert len(client.get_metric_history(runs[f"site {site}"].info.run_id, "traffic_bytes_out")) == 7
-        assert f"| {own['personal_auc']:.3f} |" in next(
-            line for line in table.splitlines() if line.startswith(f"| {site} ")
-        )
-    for about in ("lineage", "round 6"):
-        assert runs[about].data.metrics["personal_auc"] == last["personal"]["personal_auc"]
-    page = (survivor.folder / "told" / "report.html").read_text()
+    last, page = visits[-1].record, next((folder / "mlruns" / "artifacts").rglob("report.html")).read_text()
+    with contextlib.closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
+        about = dict(store.execute("select value, run_uuid from tags where key = 'fedrounds.about'"))
+        points = {
+            (run, key, step): value
+            for run, key, step, value in store.execute("select run_uuid, key, step, value from metrics")
+        }
+    assert about.keys() >= {"lineage", "round 2"}
+    for site, record in last["sites"].items():
+        own, run = record["personal"], about[f"site {site}"]
+        assert {name: points[run, name, 2] for name in own} == own
+        assert own["personal_gain_auc"] == own["personal_auc"] - points[run, "auc", 2]
+        assert own["personal_gain_log_loss"] == points[run, "log_loss", 2] - own["personal_log_loss"] != 0
+        steps = [step for of, key, step in points if (of, key) == (run, "personal_gain_log_loss")]
+        assert sorted(steps) == [0, 1, 2]
+        assert f"<td>{own['personal_auc']:.3f}</td>" in page
+        assert f"{own['personal_auc']:.3f}" in next(line for line in done.stdout.splitlines() if line.startswith(site))
+    for run in ("lineage", "round 2"):
+        assert points[about[run], "personal_auc", 2] == last["personal"]["personal_auc"]
     assert "AUC personal" in page
     assert "is a model that each hospital trains for itself" in page
 
