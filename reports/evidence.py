@@ -120,10 +120,6 @@ class Evidence:
         """A site's value of a metric for the model shown."""
         return self.record["sites"].get(site, {}).get("metrics", {}).get(metric)
 
-    def personal(self, site: str, metric: str) -> float | None:
-        """A site's value of a metric for the model of its own that it keeps beside the model shown; None if it keeps none."""
-        return self.record["sites"].get(site, {}).get("personal", {}).get(f"personal_{metric}")
-
     def compared(self, kind: str, site: str, metric: str) -> float | None:
         """A site's value of a metric for a model to compare with; `kind` is local or pooled."""
         return self.baselines.get(kind, {}).get(site, {}).get(metric)
