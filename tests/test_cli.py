@@ -17,6 +17,7 @@ import termios
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -370,6 +371,16 @@ TABLE = [
     Line("west", 3, "refused: too few training patients", None, None, None),
     Line("all sites", 303, "", None, 0.83, 0.84),
 ]
+
+
+def test_a_table_with_models_of_the_sites_own_fits_too(new_study, monkeypatch, capfd):
+    monkeypatch.setenv("COLUMNS", "80")
+    own = [replace(line, personal=0.85) for line in TABLE]
+    _print(folders.read(new_study), own, {"metrics": {}}, 23, [], None, Standing(None, None, {}))
+    lines = capfd.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines[1:8])
+    assert lines[2].split()[-2:] == ["AUC", "personal"]
+    assert next(line for line in lines if line.startswith("north")).split()[-4:] == ["0.812", "0.830", "0.840", "0.850"]
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from types import SimpleNamespace
 
 import hidden_study
@@ -37,6 +38,8 @@ from fedrounds.tasks.run import opened
 from fedrounds.tasks.verdict import Verdict
 from fedrounds.tasks.ward import Ward
 
+HERE = Path(__file__).parents[1]
+HEART = HERE.parent / "shared" / "data" / "heart_disease_uci"
 RATE, STEPS, PULL = 0.1, 5, 0.7
 TUNED = {"kind": "fine_tune", "rate": 0.02, "epochs": 3, "batch": "all"}
 
@@ -376,7 +379,7 @@ def reference(read, rounds):
     plan = build(read.study)
     wards = {site: Ward(file, plan, read.data) for site, file in read.sites.items()}
     cohorts = {site: ward.cohort for site, ward in wards.items() if ward.load()}
-    return [(closed.state, kept(closed, plan)) for closed in simulate(plan, cohorts, rounds)]
+    return [(closed.state, kept(closed, plan), closed) for closed in simulate(plan, cohorts, rounds)]
 
 
 def test_hospitals_apart_score_the_models_that_one_process_does_though_rounds_fail_and_agents_die(apart):
@@ -398,8 +401,30 @@ def test_hospitals_apart_score_the_models_that_one_process_does_though_rounds_fa
         assert run.state.memory == {}
     with Ledger.open(made.place.ledger) as ledger:
         found = [recorded(visit.record) for visit in ledger.visits()]
-    assert found == [its for _, its in reference(made.read, 3)]
+    assert found == [its for _, its, _ in reference(made.read, 3)]
     assert any(site["personal_gain_log_loss"] != 0 for site in found[-1].values())
+
+
+# --- what they are worth ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not HEART.is_dir(), reason=f"the real heart data are not here ({HEART})")
+def test_the_gains_are_those_of_the_page():
+    local = {"rate": 0.1, "epochs": 2, "batch": 32}
+    tuned = {"preset": "fedavg", "local": local, "personal": {"kind": "fine_tune", "rate": 0.1, "epochs": 10}}
+    read, found = folders.read(HERE / "studies" / "heart", HEART), {}
+    for algorithm in (*({"preset": "ditto", "local": {**local, "pull": pull}} for pull in (0.1, 1.0)), tuned):
+        of = Study.model_validate(read.study.model_dump(mode="json") | {"algorithm": algorithm})
+        *_, (_, _, closed) = reference(replace(read, study=of), 30)
+        for site in closed.scores:
+            shared, own = (it[site][0][1] / it[site][0][0] for it in (closed.scores, closed.personal))
+            found.setdefault(site, [shared]).append(own)
+    page = (HERE / "docs" / "local.md").read_text().partition("| hospital | fedavg |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()[2:]]
+    assert [row[0] for row in rows] == sorted(found)
+    for site, *said in rows:
+        np.testing.assert_allclose([float(value) for value in said], found[site], atol=0.006)
+    assert found["switzerland"][1] < found["switzerland"][0] - 0.25
 
 
 class Killed(Exception):
@@ -454,7 +479,7 @@ def test_a_run_that_dies_between_any_two_answers_keeps_each_sites_model_bit_for_
     assert survivor.state.theta.tobytes() == expected[-1][0].theta.tobytes()
     assert {file.stem for file in survivor.place.memories.glob("*.memory")} == set(survivor.read.sites)
     with Ledger.open(survivor.place.ledger) as ledger:
-        assert [recorded(visit.record) for visit in ledger.visits()] == [its for _, its in expected]
+        assert [recorded(visit.record) for visit in ledger.visits()] == [its for _, its, _ in expected]
 
 
 def test_gains_are_told_by_the_table_the_report_and_mlflow(tmp_path, warm):
