@@ -405,6 +405,23 @@ def test_hospitals_apart_score_the_models_that_one_process_does_though_rounds_fa
     assert any(site["personal_gain_log_loss"] != 0 for site in found[-1].values())
 
 
+def test_hospitals_apart_and_masked_tell_the_gain_of_all_as_one_process_does(apart):
+    made = apart(protocol={'preset = "fedavg"': 'preset = "ditto"'}, masked='{ kind = "masked", bits = 64 }')
+    with made.run() as run:
+        made.gate(run)
+        for ask in ("statistics", "train", "train", "score"):
+            made.visit(run, ask)
+    with Ledger.open(made.place.ledger) as ledger:
+        records = [visit.record for visit in ledger.visits()]
+    expected = [
+        told(*(metrics("binary", *it[TOGETHER]) for it in (closed.personal, closed.scores)))
+        for _, _, closed in reference(made.read, 2)[1:]
+    ]
+    assert [record["personal"] for record in records[1:]] == expected
+    assert expected[-1]["personal_gain_log_loss"] != 0
+    assert not any("personal" in site for record in records for site in record["sites"].values())
+
+
 # --- what they are worth ----------------------------------------------------------------------------------------------
 
 
