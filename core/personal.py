@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from fedrounds.core.preprocess import Rows
 
 SCORES, HISTOGRAM = "personal", "personal.histogram"  # what is sent of the own model
+RANKS = (
+    "auc",
+    "auc_error",
+    "concordance",
+    "concordance_error",
+)  # metrics that compare patients' scores: of one model alone
 LESS = ("log_loss", "brier", "mse", "rmse", "distance")  # metrics of which less is better
 Judge = Callable[[Array, Array, Array], tuple[Array, Array]]  # (prediction, losses, y) -> sums and histogram
 
@@ -121,11 +127,16 @@ def gains(own: Mapping[str, float], shared: Mapping[str, float]) -> dict[str, fl
     return {name: shared[name] - own[name] if name in LESS else own[name] - shared[name] for name in both}
 
 
-def told(own: Mapping[str, float], shared: Mapping[str, float]) -> dict[str, float]:
+def told(own: Mapping[str, float], shared: Mapping[str, float], of_many: bool = False) -> dict[str, float]:
     """What is recorded of an own model: its metrics, and its gains over the global one.
+
+    Args:
+        of_many: whether the metrics are of several sites' own models together. Then what ranks patients is left out: it would rank one
+            model's scores among another's, and fall even where every site gains.
 
     >>> told({"n": 20.0, "mse": 2.0}, {"n": 20.0, "mse": 3.0})
     {'personal_mse': 2.0, 'personal_gain_mse': 1.0}
     """
-    metrics = {f"personal_{name}": value for name, value in own.items() if name != "n"}
+    own = {name: value for name, value in own.items() if name != "n" and not (of_many and name in RANKS)}
+    metrics = {f"personal_{name}": value for name, value in own.items()}
     return metrics | {f"personal_gain_{name}": value for name, value in gains(own, shared).items()}

@@ -314,7 +314,7 @@ def sites(of: Evidence) -> Markup | None:
         "largest error",
         f"{name} pooled",
     )
-    head += (f"{name} personal", "gain") if of.record.get("personal") else ()
+    head += (f"{name} personal", "gain") if _has_own(of) else ()
     caption = f"{name} of the model of round {of.shown} at each hospital, on patients it did not learn from"
     compared = (
         f"'Alone' and 'pooled' were trained for {count(of.rounds, 'round')} by the study's own rule on its agreed statistics: comparisons, not"
@@ -326,24 +326,35 @@ def sites(of: Evidence) -> Markup | None:
     return tag("div", drawn, table(head, body, caption), *said)
 
 
+def _has_own(of: Evidence) -> bool:
+    """Whether a hospital's own model is known by itself, which masks leave none."""
+    return any("personal" in site for site in of.record["sites"].values())
+
+
 def _own(of: Evidence, told: Record) -> tuple[str, ...]:
     """What the own models are worth, here or in all, and their gain over the global one; nothing where there are none."""
-    if not of.record.get("personal"):
+    if not _has_own(of):
         return ()
     found = told.get("personal", {})
     return figure(found.get(f"personal_{of.metric}")), figure(found.get(f"personal_gain_{of.metric}"), signed=True)
 
 
 def _personal(of: Evidence) -> str:
-    """At how many hospitals their own model is better than the global one, by the loss, which no histogram blurs."""
+    """How much better their own models are, and at how many hospitals, by the loss, which no histogram blurs."""
     own = (site.get("personal", {}).get(f"personal_gain_{of.loss}") for site in of.record["sites"].values())
     known = [gain for gain in own if gain is not None]
-    if not known:
+    everywhere = of.record.get("personal", {}).get(f"personal_gain_{of.loss}")
+    if everywhere is None:
         return ""
+    said = (
+        "'Personal' is a model that each hospital trains for itself beside the global one and that never leaves it; 'gain' is how much better it is"
+        f" there. Over all patients who judge, each by their own hospital's, the gain in {NAMES[of.loss]} is {figure(everywhere, 4, signed=True)}"
+    )
     better, worse = sum(gain > 0 for gain in known), sum(gain < 0 for gain in known)
     return (
-        "'Personal' is a model that each hospital trains for itself beside the global one and that never leaves it; 'gain' is how much better it is"
-        f" there. By {NAMES[of.loss]} it is better at {better} and worse at {worse} of {count(len(known), 'hospital')}."
+        f"{said}; it is better at {better} and worse at {worse} of {count(len(known), 'hospital')}."
+        if known
+        else f"{said}."
     )
 
 

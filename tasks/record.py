@@ -98,7 +98,8 @@ def _training(closed: Closed, plain: float, weighted: float | None) -> dict[str,
 
 def _own(plan: Plan, personal: Scores, scores: Scores) -> dict[str, float]:
     """What these sites' own models are worth on their own rows, beside the global one on the same."""
-    return told(metrics(plan.task, *total(personal)), metrics(plan.task, *total(scores)))
+    of_many = len(personal) > 1 or TOGETHER in personal
+    return told(metrics(plan.task, *total(personal)), metrics(plan.task, *total(scores)), of_many)
 
 
 def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:

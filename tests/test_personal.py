@@ -414,7 +414,7 @@ def test_hospitals_apart_and_masked_tell_the_gain_of_all_as_one_process_does(apa
     with Ledger.open(made.place.ledger) as ledger:
         records = [visit.record for visit in ledger.visits()]
     expected = [
-        told(*(metrics("binary", *it[TOGETHER]) for it in (closed.personal, closed.scores)))
+        told(*(metrics("binary", *it[TOGETHER]) for it in (closed.personal, closed.scores)), of_many=True)
         for _, _, closed in reference(made.read, 2)[1:]
     ]
     assert [record["personal"] for record in records[1:]] == expected
@@ -514,7 +514,8 @@ def test_gains_are_told_by_the_table_the_report_and_mlflow(tmp_path, warm):
     assert done.returncode == 0, done.stderr
     assert "AUC personal" in " ".join(done.stdout.split())
     with Ledger.open(folder / "mlruns" / "toy" / "ledger.db") as ledger:
-        visits = ledger.visits()
+        visits, champion = ledger.visits(), ledger.standing().champion
+    shown = next(visit.record for visit in visits if visit.record["scored"] == champion)  # by the report
     last, page = visits[-1].record, next((folder / "mlruns" / "artifacts").rglob("report.html")).read_text()
     with contextlib.closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
         about = dict(store.execute("select value, run_uuid from tags where key = 'fedrounds.about'"))
@@ -530,10 +531,12 @@ def test_gains_are_told_by_the_table_the_report_and_mlflow(tmp_path, warm):
         assert own["personal_gain_log_loss"] == points[run, "log_loss", 2] - own["personal_log_loss"] != 0
         steps = [step for of, key, step in points if (of, key) == (run, "personal_gain_log_loss")]
         assert sorted(steps) == [0, 1, 2]
-        assert f"<td>{own['personal_auc']:.3f}</td>" in page
+        gain = shown["sites"][site]["personal"]["personal_gain_auc"]
+        assert f">{gain:+.3f}<".replace("-", "−") in page
         assert f"{own['personal_auc']:.3f}" in next(line for line in done.stdout.splitlines() if line.startswith(site))
     for run in ("lineage", "round 2"):
-        assert points[about[run], "personal_auc", 2] == last["personal"]["personal_auc"]
+        assert points[about[run], "personal_gain_brier", 2] == last["personal"]["personal_gain_brier"] != 0
+        assert (about[run], "personal_auc", 2) not in points  # four models' scores are not to be ranked together
     assert "AUC personal" in page
     assert "is a model that each hospital trains for itself" in page
 
