@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import isfinite
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from fedrounds.core import local, personal, robust
 from fedrounds.core.combine import Combine, Median
@@ -207,6 +207,19 @@ class Validation(Frozen):
     valid: tuple[str, ...] = ("valid", "test")
 
 
+class Start(Frozen):
+    """The registered version to go on from: its model, and the statistics that its preprocessing goes by, instead of round 0's.
+
+    `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in the MLflow that the study writes to; an alias is looked up once, when a lineage begins.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    version: str = Field(
+        alias="from", pattern=r"^models:/[A-Za-z0-9][A-Za-z0-9_.-]{0,62}(@[A-Za-z0-9_.-]{1,255}|/[0-9]{1,9})$"
+    )
+
+
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +239,7 @@ class Study(Frozen):
     preprocess: Preprocess = Preprocess()
     validation: Validation = Validation()
     model: Model
+    start: Start | None = None
     algorithm: Algorithm
     weights: Literal["patients", "uniform"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = "patients"
     protocol: Wire = Wire()
@@ -258,6 +272,7 @@ class Study(Frozen):
         free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
         self.privacy.require(free, self.protocol.codec)
         self._fits()
+        self._starts()
         if isinstance(self.algorithm, Averaging):
             robust.require(self.algorithm.combine, self.privacy, self.weights)
             personal.require(self.algorithm.own, self.privacy.dp is not None)
@@ -304,6 +319,25 @@ class Study(Frozen):
         if self.protocol.codec != "float64":
             raise ValueError("the sums of an exact fit need all their digits: leave out protocol.codec")
 
+    def _starts(self) -> None:
+        """Raise ValueError where a start from a registered version would be for nothing, or would break a promise."""
+        if self.start is None:
+            return
+        if isinstance(self.algorithm, Exact):
+            raise ValueError(
+                "an exact fit ends at one model wherever it starts: leave out `start`, or choose an algorithm that averages"
+            )
+        if self.privacy.dp:
+            raise ValueError(
+                "a version to start from may know patients that no noise hides, and a study under differential privacy would pass it on as its own:"
+                " leave out `start`"
+            )
+        if self.masked:
+            raise ValueError(
+                "updates under masks are scaled by the patients that round 0 counts, and a start from a version has no round 0: leave out `start`,"
+                " or privacy.protect"
+            )
+
     @property
     def masked(self) -> Masked | Ckks | None:
         """How sums are hidden, by masks or by encryption; None where they are not."""
@@ -337,7 +371,7 @@ class Study(Frozen):
         later = {  # studies older than these keys keep their digest
             key for key, default in (("protocol", Wire()), ("privacy", Privacy())) if getattr(self, key) == default
         }
-        later |= {key for key in ("offset", "case_weights") if getattr(self, key) is None}
+        later |= {key for key in ("offset", "case_weights", "start") if getattr(self, key) is None}
         protocol = self.model_dump(mode="json", exclude=prose | later)
         canonical_json = json.dumps(protocol, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical_json.encode()).hexdigest()

@@ -34,6 +34,7 @@ class Evidence:
     verdicts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     baselines: Mapping[str, Any] = field(default_factory=dict[str, Any])
     matrix: Mapping[str, Any] = field(default_factory=dict[str, Any])  # every model at every site, if asked for
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the registered version that it started from
     operations: Mapping[str, Any] = field(default_factory=dict[str, Any])
     checkpoint: str = ""  # the audit log's signed head
     coefficients: Coefficients | None = None  # of the model of round `shown`
@@ -119,6 +120,15 @@ class Evidence:
     def of(self, site: str, metric: str) -> float | None:
         """A site's value of a metric for the model shown."""
         return self.record["sites"].get(site, {}).get("metrics", {}).get(metric)
+
+    def gained(self, record: Record, metric: str, site: str = "") -> float | None:
+        """How much higher than the model that the lineage started from `record` is: at a site, or over all; None where either is unknown."""
+        start = self.scored[0].record if self.origin and 0 in self.scored else {"sites": {}, "metrics": {}}
+        both = [
+            (of["sites"].get(site, {}).get("metrics", {}) if site else of["metrics"]).get(metric)
+            for of in (record, start)
+        ]
+        return None if None in both else both[0] - both[1]
 
     def compared(self, kind: str, site: str, metric: str) -> float | None:
         """A site's value of a metric for a model to compare with; `kind` is local or pooled."""

@@ -90,6 +90,7 @@ def asked(of: Evidence) -> Markup:
             f"{count(len(study.features), 'feature')}: {count(numbers, 'number')}, {len(study.features) - numbers} with levels",
         ),
         ("Judged on", f"{rows}, which no model learned from"),
+        ("Starts from", _origin(of) if of.origin else None),
         ("Model", f"{study.model.kind}{f', L2 penalty {l2:g}' if l2 else ''}"),
         ("Learning", study.algorithm.title),
         ("Protocol digest", tag("code", study.digest)),
@@ -229,6 +230,7 @@ def _every_round(of: Evidence) -> Markup:
                 figure(visit.committed - visit.started, 2) if visit else "–",
             )
         )
+    first = "model it started from" if of.origin else "untrained model"
     head = (
         "Round",
         "Hospitals",
@@ -242,7 +244,7 @@ def _every_round(of: Evidence) -> Markup:
     return table(
         head,
         body,
-        "Every round: its training, and the scores of the model it left (★ champion; round 0 is the untrained model)",
+        f"Every round: its training, and the scores of the model it left (★ champion; round 0 is the {first})",
     )
 
 
@@ -289,6 +291,7 @@ def sites(of: Evidence) -> Markup | None:
             error(blur) if blur is not None else "–",
             figure(pool),
             *_own(of, of.record["sites"].get(site, {})),
+            *_since(of, site),
         )
         for site, said, own, ours, pool, blur in rows
     ]
@@ -303,6 +306,7 @@ def sites(of: Evidence) -> Markup | None:
             error(together[f"{of.metric}_error"]) if f"{of.metric}_error" in together else "–",
             figure(of.baselines.get("pooled_all", {}).get(of.metric)),
             *_own(of, of.record),
+            *_since(of),
         )
     )
     head: tuple[str, ...] = (
@@ -315,6 +319,7 @@ def sites(of: Evidence) -> Markup | None:
         f"{name} pooled",
     )
     head += (f"{name} personal", "gain") if _has_own(of) else ()
+    head += ("since the start",) if of.origin else ()
     caption = f"{name} of the model of round {of.shown} at each hospital, on patients it did not learn from"
     compared = (
         f"'Alone' and 'pooled' were trained for {count(of.rounds, 'round')} by the study's own rule on its agreed statistics: comparisons, not"
@@ -322,7 +327,12 @@ def sites(of: Evidence) -> Markup | None:
         if of.baselines.get("local")
         else "No models to compare with were trained in this run."
     )
-    said = [tag("p", words, class_="soft") for words in (compared, _personal(of)) if words]
+    since = (
+        f"'Since the start' is how much the {name} has risen since {_origin(of)}, on the same patients."
+        if of.origin
+        else ""
+    )
+    said = [tag("p", words, class_="soft") for words in (compared, _personal(of), since) if words]
     return tag("div", drawn, table(head, body, caption), *said)
 
 
@@ -361,3 +371,11 @@ def _personal(of: Evidence) -> str:
 def name_of(of: Evidence) -> str:
     """The page's heading."""
     return short(of.study.title or of.study.name, 160)
+
+
+def _since(of: Evidence, site: str = "") -> tuple[str, ...]:
+    return (figure(of.gained(of.record, of.metric, site), signed=True),) if of.origin else ()
+
+
+def _origin(of: Evidence) -> str:
+    return f"version {of.origin['version']} of '{of.origin['name']}' (its round {of.origin['round']})"

@@ -1,4 +1,4 @@
-"""What lies beside a registered version: its parameters, and the regression table of an exact fit."""
+"""What lies beside a registered version: all that another study starts from, and the regression table of an exact fit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from fedrounds.core.state import RunState
 
 
 def write(plan: Plan, state: RunState, folder: Path) -> None:
-    """Write parameters.npz and, of an exact fit of coefficients, regression.csv, .html and .svg."""
+    """Write parameters.npz, statistics.npz and study.json and, of an exact fit of coefficients, regression.csv, .html and .svg."""
+    import json
+
     import numpy as np
 
     from fedrounds.reports import forest
 
     np.savez(folder / "parameters.npz", **plan.family.layout.split(state.theta))
+    np.savez(folder / "statistics.npz", **state.statistics)
+    (folder / "study.json").write_text(json.dumps(plan.study.model_dump(mode="json"), indent=2), encoding="utf-8")
     found = regression(plan, state)
     if found is None:
         return

@@ -16,7 +16,14 @@ from fedrounds.tasks.model_folder import MODEL
 if TYPE_CHECKING:
     from fedrounds.tasks.folder import State
 
-FILES = ("model/MLmodel", f"model/{MODEL}", "parameters.npz", "verdicts.json")  # of a version
+FILES = (
+    "model/MLmodel",
+    f"model/{MODEL}",
+    "parameters.npz",
+    "statistics.npz",
+    "study.json",
+    "verdicts.json",
+)  # of a version
 
 
 class Mending:

@@ -18,6 +18,7 @@ from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.model_card import card
 from fedrounds.reports.page import html
 from fedrounds.reports.traffic import as_csv
+from fedrounds.tasks.origin import NOTE
 
 SOFTWARE = ("fedrounds", "numpy", "scipy", "scikit-learn", "prefect", "mlflow", "great-expectations")
 
@@ -42,6 +43,7 @@ def evidence(ledger: Ledger) -> Evidence:
         verdicts=ledger.verdicts(),
         baselines=ledger.noted("baselines") or {},
         matrix=ledger.noted("matrix") or {},
+        origin=(ledger.noted(NOTE) or {}) if study.start else {},
         operations=ledger.operations(),
         checkpoint=ledger.checkpoint(),
         software={"Python": sys.version.split()[0], **{name: version(name) for name in SOFTWARE}},

@@ -32,6 +32,7 @@ from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.forked import Forked
 from fedrounds.tasks.gates import GATE, Gates
 from fedrounds.tasks.memory import remembering
+from fedrounds.tasks.origin import beginning
 from fedrounds.tasks.record import as_row, record
 from fedrounds.tasks.remembered import Remembered
 from fedrounds.tasks.verdict import Verdict, line, to_json
@@ -96,10 +97,10 @@ class Run:
         self.on_visit = on_visit or (lambda _: None)
         self.clock = clock or Clock()
         self.plan = build(folder.study)
-        self.lineage = ledger.begin(folder.study)
         head = ledger.head()
+        self.state: RunState = present(ledger, head) if head else beginning(self.plan, state, ledger)
+        self.lineage = ledger.begin(folder.study)
         self.visit = head.visit if head else 0
-        self.state: RunState = present(ledger, head) if head else self.plan.start()
         self.wards = dict(wards if wards is not None else self._wards())
         self.holder = self._third_party()
         self.verdicts: dict[str, Verdict] = {}

@@ -33,7 +33,14 @@ CORE_STANDARD = {
     "hmac",     "itertools", "json", "math", "operator", "re", "secrets", "statistics", "string", "struct", "typing", "warnings",
 }  # fmt: skip
 ONLY_IN = {
-    "mlflow": {"tasks/track.py", "exchange/mlflow.py", "cli/ui.py", "cli/serve.py", "tasks/mlflow_server.py"},
+    "mlflow": {
+        "tasks/track.py",
+        "tasks/origin.py",
+        "exchange/mlflow.py",
+        "cli/ui.py",
+        "cli/serve.py",
+        "tasks/mlflow_server.py",
+    },
     "great_expectations": {"tasks/gate.py"},
 }
 NOWHERE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib"}

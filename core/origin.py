@@ -1,0 +1,56 @@
+"""A start from a model that is registered already (transfer from one study to another)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fedrounds.core.errors import StudyError
+from fedrounds.core.params import Vector
+from fedrounds.core.plan import Plan, build
+from fedrounds.core.preprocess import Statistics
+from fedrounds.core.state import RunState
+from fedrounds.core.study import Study
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A registered version.
+
+    Attributes:
+        version: its number.
+        round: the one that left it.
+        study: the protocol that it was trained by.
+        theta: its parameters.
+        statistics: what its preprocessing goes by.
+    """
+
+    version: int
+    round: int
+    study: Study
+    theta: Vector
+    statistics: Statistics
+
+
+def begun(plan: Plan, origin: Origin) -> RunState:
+    """The state to begin with: the version's model on the version's preprocessing, so a patient is told what the version tells.
+
+    Another penalty, seed, local rule or way to combine is what a study starts again for, so these may differ.
+
+    Raises:
+        StudyError: the version reads other inputs, reads them otherwise, tells something else, or has another shape.
+    """
+    new, old = plan.study, origin.study
+    for what, ours, its in (
+        ("features", new.features, old.features),
+        ("target", new.target, old.target),
+        ("preprocess", new.preprocess, old.preprocess),
+        ("offset", new.offset, old.offset),
+        ("model", new.model.kind, old.model.kind),
+        ("shape of the model", dict(plan.family.layout.shapes), dict(build(old).family.layout.shapes)),
+    ):
+        if ours != its:
+            raise StudyError(
+                f"expected a version to start from with the study's {what}, found another {what} in version {origin.version} of '{old.name}':"
+                " give study.toml what the version was trained with, or leave out `start`"
+            )
+    return replace(plan.start({name: origin.statistics[name] for name in plan.no_statistics()}), theta=origin.theta)
