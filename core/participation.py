@@ -123,13 +123,20 @@ def draw(of: Participation, study: str, number: int, sites: Iterable[str], quoru
     """
     there = tuple(sorted(sites))
     goal = of.goal(len(there))
-    if of.fraction < 1 and goal < quorum:
-        raise QuorumError(
-            f"expected a quorum of at most {goal} sites, as many as a round of {len(there)} wants, found {quorum}: lower `quorum` in"
-            " operations.toml, or set algorithm.participation.minimum to it"
-        )
+    if said := unreachable(of, len(there), quorum):
+        raise QuorumError(said)
     asked = order(study, number, there)[: of.asked(len(there))]
     return Drawn(tuple(sorted(asked)), goal if goal < len(there) else 0, max(quorum, of.minimum))
+
+
+def unreachable(of: Participation, sites: int, quorum: int) -> str:
+    """Why no round of so many sites could close; empty if one could."""
+    if of.fraction < 1 and of.goal(sites) < quorum:
+        return (
+            f"expected a quorum of at most {of.goal(sites)} sites, as many as a round of {sites} wants, found {quorum}: lower `quorum` in"
+            " operations.toml, or set algorithm.participation.minimum to it"
+        )
+    return ""
 
 
 def order(study: str, number: int, sites: Iterable[str]) -> tuple[str, ...]:

@@ -12,16 +12,17 @@ import pytest
 from pydantic import ValidationError
 
 from fedrounds.cli.init import init
+from fedrounds.core import catalogue
 from fedrounds.core.answer import handle
 from fedrounds.core.asking import dump, load
-from fedrounds.core.errors import QuorumError
+from fedrounds.core.errors import QuorumError, StudyError
 from fedrounds.core.participation import Participation, Uneven, chosen, draw, order
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows
 from fedrounds.core.round import Asking, close_exchange, open_round
 from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.study import Study
-from fedrounds.ledger import Ledger
+from fedrounds.ledger import Ledger, Receipt
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.run import opened
 from fedrounds.tasks.verdict import Verdict
@@ -157,7 +158,7 @@ def test_fewer_replies_than_the_minimum_close_no_round():
 @pytest.mark.parametrize("preset", ["scaffold", "feddyn"])
 def test_rules_that_remember_end_at_the_pooled_optimum_though_each_round_asks_half(preset):
     more = {"alpha": 0.5} if preset == "feddyn" else {}
-    of, data = study(algorithm(preset, {"fraction": 0.5}, **more)), sites("abcd")
+    of, data = study(algorithm(preset, {"fraction": 0.5, "over_selection": 1.5}, **more)), sites("abcd")
     *_, closed = simulate(build(of), data, 700)
     X, y = (np.concatenate([getattr(rows, part) for rows in data.values()]) for part in ("X", "y"))
     np.testing.assert_allclose(closed.state.theta, np.linalg.lstsq(X, y, rcond=None)[0], atol=1e-6)
@@ -273,11 +274,11 @@ def test_a_run_that_dies_in_its_rounds_asks_the_same_sites_again_and_only_the_cl
     init(tmp_path / "toy", as_json=True)
     words = tmp_path / "toy" / "study.toml"
     words.write_text(words.read_text().replace("local = {", SAMPLED))
+    file = tmp_path / "toy" / "operations.toml"
+    file.write_text(file.read_text().replace("quorum = 3 ", "quorum = 2 "))
     read = folders.read(tmp_path / "toy")
     place = folders.state_of(tmp_path / "toy", "toy", tmp_path / "state")
     folders.prepare(place, fresh=False)
-    operations = read.operations.model_copy(update={"quorum": 2})
-    read = replace(read, operations=operations)
     visits, heard = ["statistics", *["train"] * 4, "score"], []
 
     def live(answers):
@@ -333,13 +334,13 @@ def kept(study):
         return [(entry.round, sorted(entry.record["sites"])) for entry in ledger.visits(ask="train")]
 
 
-def replayed(study, rounds):
+def replayed(study, rounds, **more):
     """Digests of the same study in one process, where nobody but those whom the ledger names is heard in its rounds."""
     counted = dict(kept(study))
     wards = [Ward(site, study.plan, study.read.data) for site in study.read.sites.values()]
     cohorts = {ward.name: ward.cohort for ward in wards if ward.load()}
     lost = lambda request, site: request.ask == "train" and site not in counted[request.round]  # noqa: E731
-    return [(it.state.round, it.state.model_digest) for it in simulate(study.plan, cohorts, rounds, lost=lost)]
+    return [(it.state.round, it.state.model_digest) for it in simulate(study.plan, cohorts, rounds, lost=lost, **more)]
 
 
 def test_a_round_closes_when_its_goal_has_answered_and_what_comes_later_is_recorded_and_in_no_model(apart):
@@ -436,31 +437,99 @@ def test_a_question_that_failed_gives_its_places_back(apart):
         assert sorted(closed.training) == ["east", "north"]
 
 
-def test_epochs_follow_the_speed_that_the_ledger_has_and_a_run_that_dies_asks_for_the_same(apart):
+def test_epochs_follow_the_speed_that_the_ledger_has_and_a_replay_of_the_ledger_gives_the_same_bits(apart):
     words = {
         'preset = "fedavg"': 'preset = "fednova"',
-        "local = {": "participation = { pace = { most = 4 } }\nlocal = {",
+        "local = {": "participation = { pace = { most = 6 } }\nlocal = {",
     }
     study = apart(protocol=words)
+
+    def one_by_one(run):
+        """`south` answers while the others wait behind it: what each took is the ledger's to say."""
+        asking = run.open("train")
+        question = run.question(asking)
+        run.post(question, asking.sites)
+        replies = {}
+        for site in ("south", "east", "north"):
+            study.agent(site)
+            replies[site] = run.look(site, question)
+        run.aggregate(asking, [replies[site] for site in sorted(replies)])
+        return asking.epochs, run.ledger.visits(ask="train")[-1].record
+
     with study.run() as run:
         study.gate(run)
         study.visit(run, "statistics")
-        asking = run.open("train")
-        assert asking.epochs == {}
-        study.visit(run, "train")
-        usual = run.plan.study.averaging.local.epochs
-        record = run.ledger.visits(ask="train")[-1].record["participation"]
-        assert record["epochs"] == dict.fromkeys(study.SITES, usual)
-        assert record["per_epoch"] == {site: s / usual for site, s in record["seconds"].items()}
-        assert sorted(record["seconds"]) == list(study.SITES)
+        usual, pace = run.plan.study.averaging.local.epochs, run.plan.study.participation.pace
+        epochs, record = one_by_one(run)
+        its = record["participation"]
+        assert (epochs, its["epochs"]) == ({}, dict.fromkeys(study.SITES, usual))
+        assert its["seconds"]["south"] < its["seconds"]["east"] < its["seconds"]["north"]
+        assert its["per_epoch"] == {site: seconds / usual for site, seconds in its["seconds"].items()}
         epochs = run.open("train").epochs
-        assert epochs == chosen(run.plan.study.participation.pace, usual, record["per_epoch"])
+        assert epochs == chosen(pace, usual, its["per_epoch"])
+        assert epochs["east"] == usual, "the median site walks the study's"
+        study.ask(run, run.open("train"), ("north",))  # the run dies
     with study.run() as run:
         study.gate(run)
-        asking = run.open("train")
-        assert asking.epochs == epochs, "it is of what the ledger has"
-        for site in asking.sites:
-            assert float(asking.request_to(site).arrays["epochs"][0]) == epochs[site]
-        run.aggregate(asking, study.ask(run, asking))
-        entry = run.ledger.visits(ask="train")[-1]
-        assert {site: its["training"]["epochs"] for site, its in entry.record["sites"].items()} == epochs
+        again, record = one_by_one(run)
+        assert again == epochs, "after a crash the same are asked for"
+        assert {site: found["training"]["epochs"] for site, found in record["sites"].items()} == epochs
+        assert record["participation"]["seconds"] == {}, "who is asked again answers from memory, which says nothing"
+        assert record["participation"]["per_epoch"] == its["per_epoch"]
+        study.visit(run, "score")
+        asked = {entry.round: entry.record["participation"]["epochs"] for entry in run.ledger.visits(ask="train")}
+    assert study.seen == replayed(study, 2, epochs=asked.__getitem__)
+
+
+# --- the ledger, the folder, the page ---------------------------------------------------------------------------------
+
+
+def test_the_ledger_knows_who_answered_first_over_the_tries_of_a_round(ledger_at):
+    of = study(algorithm(participation={"fraction": 0.5}))
+    state = build(of).start(build(of).no_statistics())
+    asked = dump(open_round(state, build(of), "train", NAMES))
+    with Ledger.open(ledger_at) as ledger:
+        ledger.begin(of)
+
+        def came(attempt, at, **outcomes):
+            for site, outcome in outcomes.items():
+                ledger.note_reply(Receipt(attempt, 0, site, f"{site}{attempt}", outcome, received=at))
+                at += 1.0
+
+        first = ledger.open_attempt(0, asked, 1e12)
+        came(first.number, 50.0, a="taken")
+        ledger.fail(1, "too few", 1.0)
+        second = ledger.open_attempt(0, asked, 1e12)
+        came(second.number, 60.0, d="taken", c="refused", b="taken")
+        ledger.drop_attempt()
+        third = ledger.open_attempt(0, asked, 1e12)
+        came(third.number, 40.0, b="taken", e="late", c="taken")
+        assert ledger.first_to_answer(1, 1) == ["d", "b", "c"]
+        assert ledger.first_to_answer(1, 0) == ledger.first_to_answer(2, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "{ fraction = 0.5 }",
+            "expected a quorum of at most 2 sites, as many as a round of 4 wants, found 3: lower `quorum`",
+        ),
+        (
+            "{ minimum = 5 }",
+            "expected algorithm.participation.minimum of at most 4 sites in study.toml, found 5: lower it",
+        ),
+    ],
+)
+def test_a_folder_whose_rounds_cannot_close_is_refused_before_it_runs(tmp_path, capfd, words, said):
+    init(tmp_path / "toy", as_json=True)
+    file = tmp_path / "toy" / "study.toml"
+    file.write_text(file.read_text().replace("local = {", f"participation = {words}\nlocal = {{"))
+    with pytest.raises(StudyError, match=said):
+        folders.read(tmp_path / "toy")
+
+
+def test_strategies_lists_the_word_with_its_papers_and_defaults():
+    (word,) = [word for word in catalogue.strategies() if word.part == "participation"]
+    assert word.paper == "McMahan et al. 2017; Bonawitz et al. 2019"
+    assert word.options == ("fraction = 1.0", "minimum = 1", "over_selection = 1.0", "pace = none")
