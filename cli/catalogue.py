@@ -34,5 +34,6 @@ HEADS = {
     "local": "algorithm.local = { kind = … }: what a site does",
     "combine": "algorithm.combine = { kind = … }: how updates become one",
     "personal": "algorithm.personal = { kind = … }: a model of its own at each site, scored beside the global one",
+    "participation": "algorithm.participation = { … }: which sites a round asks, and how many replies close it",
     "server": "algorithm.server = { kind = … }: what the coordinator does with it",
 }

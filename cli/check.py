@@ -72,6 +72,11 @@ def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool, failed: list
     study = folder.study
     algorithm = study.algorithm.preset or "own algorithm"
     print(f"{study.name}: {len(study.features)} features, {study.model.kind}, {algorithm}, digest {study.digest[:12]}")
+    some = study.participation
+    if some.title:
+        print(
+            f"  a round asks {some.asked(len(sites))} of {len(sites)} sites and closes with {some.goal(len(sites))}: {some.title}"
+        )
     for site in sites:
         dropped = ", ".join(f"{count} left out: {reason}" for reason, count in site["dropped"].items())
         parts = [

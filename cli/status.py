@@ -170,7 +170,7 @@ def _drawn(folder: Folder, table: list[Any]) -> Table:
     for line in table:
         numbers = (line.local, line.federated, line.pooled, *([line.personal] if own else []))
         values = ["–" if value is None else f"{value:.3f}" for value in numbers]
-        style = "bold" if line.site == "all sites" else "" if line.gate == "passed" else "yellow"
+        style = "bold" if line.site in ("all sites", "sites asked") else "" if line.gate == "passed" else "yellow"
         drawn.add_row(line.site, str(line.patients or "–"), _gate_word(line.gate), *values, style=style)
     return drawn
 

@@ -29,6 +29,8 @@ def dump(asking: Asking) -> bytes:
         "refused": list(asking.refused.items()),
         "factors": list(asking.factors),
     }
+    if asking.goal or asking.epochs:  # others are the bytes of before
+        header |= {"goal": asking.goal, "epochs": list(asking.epochs.items())}
     factors = np.array(list(asking.factors.values()), dtype=np.float64)
     parts = [pack(header, {"factors": factors}), states.dump(asking.state), encode(asking.request)]
     data = b"".join([PREFIX.pack(MAGIC, FORMAT, *map(len, parts)), *parts])
@@ -55,7 +57,8 @@ def load(data: bytes) -> Asking:
 
 def _read(header: dict[str, Any], arrays: dict[str, Array], state: states.RunState, request: Request) -> Asking:
     factors = dict(zip(header["factors"], arrays["factors"].tolist(), strict=True))
-    return Asking(state, request, tuple(header["sites"]), header["quorum"], dict(header["refused"]), factors)
+    refused, goal, epochs = dict(header["refused"]), header.get("goal", 0), dict(header.get("epochs", ()))
+    return Asking(state, request, tuple(header["sites"]), header["quorum"], refused, factors, goal=goal, epochs=epochs)
 
 
 def _damaged(found: str) -> StateError:

@@ -23,6 +23,7 @@ from fedrounds.core.combine import WeightedMean
 from fedrounds.core.errors import NoFit, QuorumError, StudyError, UpdateRejected
 from fedrounds.core.evaluate import HEADLINE, LOSS, metrics, total
 from fedrounds.core.params import Array, Layout, Vector
+from fedrounds.core.participation import Participation
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Rows, Statistics
 from fedrounds.core.round import Closed
@@ -197,17 +198,18 @@ def federated(of: Setting, theta: Vector) -> Model:
 
 
 def _by_mean(plan: Plan) -> Plan:
-    """The study of one site: there is no median of one update, and its weight, which cancels, is not stated for a pool."""
+    """The study of one site: no median of one update, none drawn out of one; its weight, which cancels, is not stated for a pool."""
     if isinstance(plan.study.algorithm, Exact):
         return plan
-    if isinstance(plan.study.combine, WeightedMean) and not isinstance(plan.study.weights, dict):
+    all_of_it = isinstance(plan.study.combine, WeightedMean) and plan.study.participation == Participation()
+    if all_of_it and not isinstance(plan.study.weights, dict):
         return plan
     return _alone(plan, {"combine": WeightedMean(kind="weighted_mean")})
 
 
 def _alone(plan: Plan, parts: Mapping[str, object]) -> Plan:
     """The study with other parts of its algorithm, and the same seeds: what it starts from is the same model."""
-    algorithm = plan.study.averaging.model_copy(update=dict(parts))
+    algorithm = plan.study.averaging.model_copy(update={"participation": None, **parts})
     weights = "uniform" if isinstance(plan.study.weights, dict) else plan.study.weights
     changed = plan.study.model_copy(update={"algorithm": algorithm, "weights": weights})
     return replace(build(changed), digest=plan.digest)
@@ -218,7 +220,8 @@ def _trained(of: Setting, plan: Plan, rows: Mapping[str, Rows]) -> Model:
     try:
         start = plan.start(of.statistics)
         state = start
-        visits = simulate(plan, rows, of.rounds, state=start, quorum=len(rows), policy=of.policies)
+        quorum = plan.study.participation.goal(len(rows))
+        visits = simulate(plan, rows, of.rounds, state=start, quorum=quorum, policy=of.policies)
         for _ in range(of.rounds):
             state = next(visits).state
     except NO_MODEL as error:

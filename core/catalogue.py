@@ -11,6 +11,7 @@ from fedrounds.core.frozen import Frozen
 from fedrounds.core.local import Local
 from fedrounds.core.models import Model
 from fedrounds.core.models.family import Kind
+from fedrounds.core.participation import Participation
 from fedrounds.core.personal import Personal
 from fedrounds.core.server import Server
 from fedrounds.core.strategy import COMBINES, PRESETS, Exact
@@ -24,7 +25,7 @@ class Word:
 
     Attributes:
         name: As a study says it.
-        part: What it is a word for: preset, local, combine, server, personal, exact or model.
+        part: What it is a word for: preset, local, combine, server, personal, participation, exact or model.
         says: What it is, in a line.
         paper: Where it comes from; empty for what everybody knows.
         options: Each option with its default; one that must be given has none.
@@ -64,7 +65,8 @@ def strategies() -> list[Word]:
         paper = "; ".join(dict.fromkeys(word.paper for word in telling if word.paper))
         presets.append(Word(name, "preset", "; ".join(word.says for word in telling), paper, (), goes))
     own = [_word(kind, "personal") for kind in words(Personal)]
-    return [*presets, _word(Exact, "exact"), *(word for words_ in told.values() for word in words_), *own]
+    some = _word(Participation, "participation", name="participation")
+    return [*presets, _word(Exact, "exact"), *(word for words_ in told.values() for word in words_), *own, some]
 
 
 def words(union: Any) -> tuple[type[Frozen], ...]:
@@ -73,12 +75,12 @@ def words(union: Any) -> tuple[type[Frozen], ...]:
     return get_args(inside) or (inside,)
 
 
-def _word(kind: type[Frozen], part: str, goes: str = "", paper: str = "") -> Word:
+def _word(kind: type[Frozen], part: str, goes: str = "", paper: str = "", name: str = "") -> Word:
     says = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
     cited = PAPER.search(says)
     says = PAPER.sub("", says).rstrip(".")
     fields = kind.model_fields
-    name = get_args(fields["kind" if "kind" in fields else "preset"].annotation)[0]
+    name = name or get_args(fields["kind" if "kind" in fields else "preset"].annotation)[0]
     options = tuple(
         option if field.is_required() else f"{option} = {_said(field.get_default(call_default_factory=True))}"
         for option, field in fields.items()

@@ -16,12 +16,14 @@ def judged(
 ) -> tuple[RunState, Decision | None]:
     """The closed state with its champion brought up to date, and the decision on the scored version if one was due.
 
+    A round that asked some sites only decides nothing: no site may fare worse under a champion unseen. The closing visit asks all.
+
     Args:
         before: the state that was asked about; its model is the one that was scored.
         known: whether that version was judged on an earlier visit.
         failed: sites whose data did not pass the gate in the round that made that version.
     """
-    if known or not closed.scores or closed.scored == 0:
+    if known or not closed.scores or closed.scored == 0 or closed.goal:
         return closed.state, None
     decision = judge(rule, closed.scores, closed.paired if closed.state.champion else None, failed, closed.worse)
     if not decision.promote:

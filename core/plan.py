@@ -20,6 +20,7 @@ from fedrounds.core.models.family import Family, with_offset
 from fedrounds.core.models.linear import Linear
 from fedrounds.core.pace import Gradient
 from fedrounds.core.params import Array, Vector
+from fedrounds.core.participation import paced
 from fedrounds.core.personal import beside
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.privacy import joint, private, updates
@@ -90,7 +91,8 @@ def build(study: Study) -> Plan:
             train = exact(score, family, study.model.exact(study, columns, family))
         else:
             parts = study.algorithm
-            local_rule, combine, step = parts.local.rule(), parts.combine.rule(), parts.server.rule()
+            pace, combine, step = study.participation.pace, parts.combine.rule(), parts.server.rule()
+            local_rule = paced(parts.local, pace) if pace else parts.local.rule()
             gradient = _penalised(family, study)
             train = averaging(score, family, gradient, local_rule, combine, step, _weight(study))
             if parts.own:

@@ -28,6 +28,7 @@ from fedrounds.core.groups import Grouped, Parts, Rings, grouped, merged, opened
 from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
 from fedrounds.core.messages import Ask, Reply, Request, encode
 from fedrounds.core.params import Array
+from fedrounds.core.participation import EPOCHS, draw, first
 from fedrounds.core.plan import Plan
 from fedrounds.core.privacy.joint import HEARD
 from fedrounds.core.privacy.sheet import Sheet
@@ -50,10 +51,13 @@ class Asking:
     )  # site -> reason, from earlier exchanges of the round
     factors: Mapping[str, float] = field(default_factory=dict[str, float])  # site -> what its lambda is multiplied by
     masking: Masking | Grouped | Encrypting | None = None  # where it stands, if the study hides its sums
+    goal: int = 0  # replies that count, where not every site is asked or counts
+    epochs: Mapping[str, int] = field(default_factory=dict[str, int])  # site -> how many it is asked for, by its speed
 
     def request_to(self, site: str) -> Request:
-        """The request as one site gets it: the same for all, but for what only it can unseal, or what its group is asked."""
+        """The request as one site gets it: the same for all, but for its epochs, what only it can unseal, or what its group is asked."""
         private = self.masking.private(site) if self.masking else None
+        private = {EPOCHS: np.array([float(self.epochs[site])])} if site in self.epochs else private
         request = self.masking.request_of(site) if isinstance(self.masking, Grouped) else self.request
         return replace(request, arrays={**request.arrays, **private}) if private else request
 
@@ -103,6 +107,9 @@ class Closed:
     personal: Scores = field(
         default_factory=dict[str, tuple[Array, Array]]
     )  # of sites' own models, where they have any
+    asked: tuple[str, ...] = ()  # in name order
+    goal: int = 0  # replies that counted at most, where not every site was asked or counts
+    epochs: Mapping[str, int] = field(default_factory=dict[str, int])  # site -> how many it was asked for, by its speed
 
 
 def open_round(
@@ -116,11 +123,17 @@ def open_round(
 ) -> Asking:
     """Open a round: agree on statistics first (round 0), then train; `score` asks for scores alone, `profile` for profiles.
 
+    Only training draws sites (`core/participation.py`): the others ask all.
+
     Args:
         factors: of the sites that count for less: what their lambda is multiplied by when the replies are folded.
         roll: keys, where the study masks its sums.
     """
-    return _ask(state, plan, ask, tuple(sorted(sites)), quorum, {}, factors or {}, roll)
+    everybody, goal = tuple(sorted(sites)), 0
+    if ask == "train":
+        everybody, goal, quorum = draw(plan.study.participation, state.study, state.round + 1, everybody, quorum)
+    asking = _ask(state, plan, ask, everybody, quorum, {}, factors or {}, roll)
+    return replace(asking, goal=goal) if goal else asking
 
 
 def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Asking | Closed:
@@ -173,6 +186,9 @@ def _closed(
         keyring,
         worse,
         folded.personal,
+        asking.sites,
+        asking.goal,
+        asking.epochs,
     )
 
 
@@ -273,7 +289,7 @@ def _accepted(
 
     Raises QuorumError at the end if too few are left.
     """
-    for reply in _kept(asking, plan, replies, refused):
+    for reply in _counted(asking, _kept(asking, plan, replies, refused)):
         if said := foreign(reply.arrays, plan.study.protocol.codec):
             raise UpdateRejected(f"{said} from site '{reply.site}': its study file is another one, or its Fedrounds is")
         answered.append(reply.site)
@@ -287,6 +303,16 @@ def _accepted(
         raise QuorumError(
             f"expected answers of at least {asking.quorum} sites, found {len(answered)} of {len(asking.sites)} ({reasons})"
         )
+
+
+def _counted(asking: Asking, replies: Iterator[Reply]) -> Iterator[Reply]:
+    """No more than the goal, if there is one: then all replies are held until it is known who has answered."""
+    if not asking.goal:
+        yield from replies
+        return
+    held = list(replies)
+    counts = first(asking.request.study, asking.request.round, (reply.site for reply in held), asking.goal)
+    yield from (reply for reply in held if reply.site in counts)
 
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape and, of words, the type

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,7 @@ def simulate(
     policy: Policy | Mapping[str, Policy] = OPEN,
     wire: bool = False,
     lost: Callable[[Request, str], bool] | None = None,
+    epochs: Callable[[int], Mapping[str, int]] | None = None,
 ) -> Iterator[Closed]:
     """Agree on statistics, train `rounds` rounds, score the last model; yields each closed round (the last one asked only for scores).
 
@@ -46,6 +47,7 @@ def simulate(
         policy: what every site allows, or each by its name; a name that is not there allows all.
         wire: carry every message as bytes.
         lost: (request, site) -> whether the site's answer is lost on its way.
+        epochs: round -> what each site was asked for by its speed, as the ledger of a run has it.
     """
     encoded = {site: rows for site, rows in data.items() if isinstance(rows, Rows)}
     state = state or plan.start(plan.no_statistics() if encoded else None)
@@ -64,7 +66,9 @@ def simulate(
     def visit(state: RunState, ask: Ask, rows: Mapping[str, Cohort | Rows]) -> Closed:
         nonlocal keyring
         roll = Roll(roster, 1 + max(site.vault.number for site in sites.values()), keyring)
-        asking = open_round(state, plan, ask, rows, quorum, roll=roll)
+        asking: Asking | Closed = open_round(state, plan, ask, rows, quorum, roll=roll)
+        if epochs and ask == "train":
+            asking = replace(asking, epochs=epochs(asking.request.round))
         while isinstance(asking, Asking):
             asking = close_exchange(asking, plan, _replies(asking, rows, sites, wire, lost))
         keyring = asking.keyring

@@ -11,6 +11,7 @@ from fedrounds.core.combine import Combine, WeightedMean
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.local import Local
 from fedrounds.core.pace import Own
+from fedrounds.core.participation import Participation
 from fedrounds.core.personal import Personal
 from fedrounds.core.server import Server
 
@@ -44,6 +45,7 @@ class Averaging(Frozen):
     """A preset, the three parts, or a preset with some of its parts' numbers set: `{preset = "fedadam", local = {rate = 0.1}}`.
 
     `personal`: a model of each site's own, made of the global one and scored beside it.
+    `participation`: which sites a round asks, and how many replies close it; all where it is left out.
     """
 
     preset: str | None = None
@@ -51,11 +53,14 @@ class Averaging(Frozen):
     combine: Combine = WeightedMean(kind="weighted_mean")
     server: Server
     personal: Personal | None = None
+    participation: Participation | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Studies that are older than `personal` keep their digest."""
-        return {name: value for name, value in plain(self).items() if name != "personal" or value is not None}
+        """Studies that are older than these words keep their digest."""
+        later = [("personal", self.personal is None), ("participation", self.participation in (None, Participation()))]
+        unsaid = {name for name, left_out in later if left_out}
+        return {name: value for name, value in plain(self).items() if name not in unsaid}
 
     @model_validator(mode="before")
     @classmethod
@@ -101,7 +106,8 @@ class Averaging(Frozen):
         """In a line."""
         how = "" if isinstance(self.combine, WeightedMean) else f"{self.combine.title} and "
         own = ", and a model of its own at each hospital" if self.own else ""
-        return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {how}{self.server.kind} at the coordinator{own}"
+        some = f"; {self.participation.title}" if self.participation and self.participation.title else ""
+        return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {how}{self.server.kind} at the coordinator{own}{some}"
 
 
 class Exact(Frozen):
@@ -123,6 +129,10 @@ class Exact(Frozen):
             raise ValueError(
                 "an exact fit solves for one model of all patients, and no site descends to one of its own: leave out algorithm.local and"
                 ' algorithm.personal, or name a preset such as "ditto"'
+            )
+        if isinstance(given, Mapping) and "participation" in cast(Mapping[str, Any], given):
+            raise ValueError(
+                "an exact fit is that to the patients of all sites, and no round of it asks some: leave out algorithm.participation"
             )
         return cast(Any, given)
 

@@ -13,10 +13,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedrounds.core import local, personal, robust
+from fedrounds.core import local, participation, personal, robust
 from fedrounds.core.combine import Combine, Median
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
 from fedrounds.core.models import Model, fitting
+from fedrounds.core.participation import Participation
 from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
 from fedrounds.core.strategy import Algorithm, Averaging, Exact
 from fedrounds.core.wire import Wire
@@ -282,6 +283,7 @@ class Study(Frozen):
         if isinstance(self.algorithm, Averaging):
             hidden, noised = self.privacy.masked is not None, self.privacy.dp is not None
             local.require(self.algorithm.local, self.algorithm.combine.kind, hidden, noised)
+            participation.require(self.algorithm.participation, self.algorithm.local, self.algorithm.combine, hidden)
         return self
 
     def _fits(self) -> None:
@@ -358,6 +360,11 @@ class Study(Frozen):
     def combine(self) -> Combine | None:
         """How updates become one, None where there are none."""
         return self.algorithm.combine if isinstance(self.algorithm, Averaging) else None
+
+    @property
+    def participation(self) -> Participation:
+        """Which sites a round of training asks: all, unless it says so."""
+        return (isinstance(self.algorithm, Averaging) and self.algorithm.participation) or Participation()
 
     @property
     def median(self) -> Median | None:

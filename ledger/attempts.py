@@ -198,6 +198,19 @@ class Attempts(ABC):
             found = connection.execute(rows if attempt is None else rows.where(c.attempt == attempt))
             return [Receipt(**row) for row in found.mappings()]
 
+    def first_to_answer(self, visit: int, round: int) -> list[str]:
+        """Sites in the order in which their replies to the questions of a visit's round were first taken.
+
+        A question that was dropped by a crash counts as the one that repeats it. One that failed, and all before it, are over.
+        """
+        a, r = schema.attempts.c, schema.replies.c
+        its = (a.visit == visit) & (a.round == round)
+        over = select(func.coalesce(func.max(a.attempt), 0)).where(its & (a.outcome == "failed")).scalar_subquery()
+        live = select(a.attempt).where(its & (a.attempt > over))
+        rows = select(r.site).where(r.attempt.in_(live), r.outcome == "taken").order_by(r.attempt, r.received, r.site)
+        with self._database.read() as connection:
+            return list(dict.fromkeys(connection.scalars(rows)))
+
     def _refuse_foreign(self, asked: Asking, digest: str | None) -> None:
         for study in (asked.state.study, asked.request.study):
             if study != digest:

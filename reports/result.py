@@ -32,6 +32,10 @@ SAYS = {  # what a value of the metric means to somebody who has never heard of 
     "regression": "it explains {0:.1f} % of the variance of the outcome",
     "none": "it accounts for {0:.1f} % of how far they lie from the average patient of the training",
 }
+ASKED = (
+    "Each round asked some of the hospitals, and a model's scores in the next are of those asked there: from round to round they are of"
+    " other patients. The last model of a run is scored by all hospitals, and only such a visit decides on a champion."
+)
 
 
 def figure(value: float | None, digits: int = 3, signed: bool = False) -> str:
@@ -204,7 +208,8 @@ def rounds(of: Evidence) -> Markup | None:
         metric_name=AXIS[of.metric],
         champion=of.champion if of.champion in of.scored else None,
     )
-    return tag("div", drawn, _every_round(of))
+    asked = tag("p", ASKED, class_="soft") if of.study.participation.fraction < 1 else None
+    return tag("div", drawn, asked, _every_round(of))
 
 
 def _of(record, site: str, metric: str) -> float | None:

@@ -30,6 +30,8 @@ def markdown(study: Study, record: Mapping[str, Any], number: int, target: int) 
     if rows:
         loss = figure(record["training"].get("train_loss"), 4)
         parts[-1] += f": {count(len(sites), 'hospital')} trained on {shown(rows)} patients, training loss {loss}."
+        if some := record.get("participation"):
+            parts[-1] += f" {count(len(some['asked']), 'hospital')} asked; the first {some['goal']} to answer count."
     elif number:
         parts[-1] += ": closed. This visit scored its model."
     if metrics.get("n"):

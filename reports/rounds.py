@@ -27,6 +27,7 @@ def rounds(
     metric_name: str,
     site_losses: Mapping[str, Numbers] | None = None,
     champion: int | None = None,
+    whole: str = "all sites",
 ) -> bytes:
     """Draws loss and metric over the rounds; pooled thick, every site thin.
 
@@ -41,6 +42,7 @@ def rounds(
         metric_name: Axis label, with its unit or scale: `"AUC (0 to 1)"`.
         site_losses: The loss of each site.
         champion: The round whose model is the champion.
+        whole: Whose the loss and the metric are.
 
     Returns:
         The PNG.
@@ -51,7 +53,7 @@ def rounds(
     each = site_losses or {}
     check(len(steps), loss=loss, metric=metric, **{f"site_losses[{name!r}]": values for name, values in each.items()})
     named = [short(name, 22) for name in each] if len(each) <= MOST_NAMED else []
-    says = [f"thick: all sites, thin: {count(len(each), 'site')}" if each else "all sites"]
+    says = [f"thick: {whole}, thin: {count(len(each), 'site')}" if each else whole]
     if champion is not None:
         says.append(f"dotted: champion, round {champion}")
     fig = card.figure(8.6, 6.0, f"{short(study, 40)}: loss and {plain(metric_name)} by round", "  ·  ".join(says))

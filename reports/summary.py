@@ -147,7 +147,11 @@ def lines(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any]) -> 
             found.append(Line(site, patients.get(site), reason, None, None, None))
     overall = baselines.get("pooled_all", {}).get(metric)
     everybody, own = sum(patients.values()) or None, record.get("personal", {}).get(f"personal_{metric}")
-    found.append(Line("all sites", everybody, "", None, record["metrics"].get(metric), overall, own))
+    asked = (
+        record.get("participation") and study.participation.fraction < 1
+    )  # a run under way: nobody else has scored it
+    whose = "sites asked" if asked else "all sites"
+    found.append(Line(whose, everybody, "", None, record["metrics"].get(metric), overall, own))
     return found
 
 
@@ -247,6 +251,7 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], cha
             metric_name=AXIS[metric],
             site_losses=by_site,
             champion=champion,
+            whole="the sites asked" if study.participation.fraction < 1 else "all sites",
         )
     }
     table = [

@@ -10,18 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from threading import Lock
 from typing import Any
 
 from fedrounds.core.asking import dump
 from fedrounds.core.encrypted import Encrypting
 from fedrounds.core.groups import Grouped
 from fedrounds.core.masked import Masking
-from fedrounds.core.messages import Finding, Reply, Request, decode
+from fedrounds.core.messages import Ask, Finding, Reply, Request, decode
 from fedrounds.core.phases import step_of, subject_of
 from fedrounds.core.privacy.agreed import rosters_of
 from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
-from fedrounds.tasks import drift, witness
+from fedrounds.tasks import drift, participation, witness
 from fedrounds.tasks.acts import present
 from fedrounds.tasks.desk import Desk, Question
 from fedrounds.tasks.run import Run
@@ -31,6 +32,7 @@ FRESH = (
     "fresh data"  # the ledger's note: site -> the visit after which it said that it has other data than were profiled
 )
 LATE = "it came after its question had closed"
+ENOUGH = "it came after as many as the round wants"
 REMEMBERED = 8  # sums of whom it is known who was in them: more than a visit has
 GRACE_S = 2.0  # that the last few have to sign or to open, once as many as are needed have
 AWAY = "no answer before the deadline"
@@ -58,6 +60,10 @@ class Correspondence(Run):
 
     # --- one question -------------------------------------------------------------------------------------------------
 
+    def open(self, ask: Ask) -> Asking:
+        """The next round, with the epochs that each hospital is asked for, where the study chooses them by speed."""
+        return participation.at_their_pace(self, super().open(ask))
+
     def question(self, asking: Asking) -> Question:
         """An open exchange under a number of its own, which is in the ledger before anybody hears of it."""
         deadline = time.time() + self.folder.operations.federation.deadline_s
@@ -67,6 +73,12 @@ class Correspondence(Run):
         opened = self.ledger.open_attempt(self.visit, dump(asking), deadline, digests, rosters)
         self._looked_at = {name: set[str]() for name in self.everybody}
         self._answered, self._enough = 0, 0.0
+        self._places, self._came, self._turn = list[str](), set[str](), Lock()
+        if (
+            asking.goal
+        ):  # who had answered before a crash keeps its place, so that a crash changes nothing of who counts
+            before = self.ledger.first_to_answer(self.visit + 1, asking.request.round)
+            self._places = [site for site in before if site in asking.sites]
         shown = witness.shown(self.ledger, opened.number, asking.sites)
         self.asked = Question(self.visit + 1, opened.number, asking, deadline, shown)
         return self.asked
@@ -97,6 +109,9 @@ class Correspondence(Run):
         for name in sites:
             self._clear(name, question)
             self.everybody[name].ask(question)
+        if question.asking.goal:  # who is not asked this time need not go on with the last question
+            for name in sorted(self.everybody.keys() - set(question.asking.sites)):
+                self._clear(name, question)
 
     def clear(self) -> None:
         """Leave every mailbox empty but for the study, after the last question."""
@@ -116,16 +131,29 @@ class Correspondence(Run):
         for it in desk.received(question, self._looked_at[site]):
             outcome = "refused" if it.refused else "declined" if it.declined else "taken"
             reason = it.refused or it.declined
-            self.ledger.note_reply(Receipt(number, exchange, site, it.name, outcome, reason, desk.sent, it.size))
-            if not it.refused:
+            with self._turn:  # what the ledger has in order is what counts
+                if outcome == "taken" and not self._place(site, question.asking.goal):
+                    outcome, reason = "late", ENOUGH
+                self.ledger.note_reply(Receipt(number, exchange, site, it.name, outcome, reason, desk.sent, it.size))
+            if outcome in ("taken", "declined"):
                 desk.crossed(step_of(question.request), desk.sent, it.size)
                 self._answered += not it.declined
                 witness.collect(self.ledger, desk, question)
                 return it.message
         return None
 
+    def _place(self, site: str, goal: int) -> bool:
+        """Whether a site's answer is among those that count: the first, as many as the round wants."""
+        if site not in self._places and 0 < goal <= len(self._places):
+            return False
+        self._came.add(site)
+        self._places += [site] if site not in self._places else []
+        return True
+
     def enough(self, question: Question) -> bool:
-        """Whether nobody else need be waited for: of shares and signatures, what is needed is as good as all."""
+        """Whether nobody else need be waited for: a round has its goal, or of shares and signatures, what is needed is as good as all."""
+        if goal := question.asking.goal:
+            return len(self._places) >= goal and self._came.issuperset(self._places)
         masking = question.asking.masking
         waits = masking.waits if masking else question.asking.quorum
         if question.request.ask not in ("agree", "open") or self._answered < waits:

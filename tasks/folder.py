@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from fedrounds.core import encrypted
 from fedrounds.core.errors import StateError, StudyError
 from fedrounds.core.operations import Operations
+from fedrounds.core.participation import unreachable
 from fedrounds.core.study import Study
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import masks, privacy
@@ -128,6 +129,12 @@ def _agree(study: Study, operations: Operations, everybody: Collection[str]) -> 
         raise StudyError(
             f"expected a quorum of at most {len(sites)} sites, found {operations.quorum} in operations.toml: lower it, or add sites"
         )
+    if sites and study.participation.minimum > len(sites):
+        raise StudyError(
+            f"expected algorithm.participation.minimum of at most {len(sites)} sites in study.toml, found {study.participation.minimum}: lower it"
+        )
+    if sites and (said := unreachable(study.participation, len(sites), operations.quorum_of(len(sites)))):
+        raise StudyError(said)
     names = {feature.name for feature in study.features}
     unknown = sorted(set((operations.drift and operations.drift.features) or ()) - names)
     if unknown:

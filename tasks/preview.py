@@ -90,9 +90,8 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
             yield Sample(ask, encode(reply))
             if reply.refusal:
                 return
-            if (
-                ask == "train" and (combine := joined.plan.study.combine) and combine.fewest > 1
-            ):  # there is none of one update
+            of, combine = joined.plan.study.participation, joined.plan.study.combine
+            if ask == "train" and max(of.minimum, combine.fewest if combine else 1) > 1:  # there is none of one update
                 break
             asking = close_exchange(asking, joined.plan, [reply])
         if ask == "statistics":

@@ -113,4 +113,5 @@ def _site(plan: Plan, closed: Closed, name: str, ward: Ward) -> dict[str, Any]:
     if name in closed.training:
         rows, loss, share = closed.training[name]
         found["training"] = {"patients": rows, "train_loss": loss / rows, "weight": share}
+        found["training"] |= {"epochs": float(closed.epochs[name])} if name in closed.epochs else {}
     return found

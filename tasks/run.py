@@ -22,7 +22,7 @@ from fedrounds.core.state import RunState
 from fedrounds.ledger import Ledger, Visit
 from fedrounds.ledger import Verdict as Kept
 from fedrounds.sources.site_file import SiteFile
-from fedrounds.tasks import drift, privacy
+from fedrounds.tasks import drift, participation, privacy
 from fedrounds.tasks.acts import present, ungated
 from fedrounds.tasks.audit import signing_key
 from fedrounds.tasks.baselines import compare
@@ -286,7 +286,8 @@ class Run:
         state, decision = judged(asking.state, closed, rule, known, failed)
         closed = replace(closed, state=state)
         self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision, self.factors)
-        self.last |= drift.noted(self, closed) | {"carrier": "dask" if self._crew else self.carrier}
+        self.last |= drift.noted(self, closed) | participation.noted(self, closed)
+        self.last |= {"carrier": "dask" if self._crew else self.carrier}
         self.last |= {"privacy": spent} if (spent := privacy.spent(self, state.round)) else {}
         digest = asking.state.model_digest
         decisions = [as_row(decision, closed.scored, digest)] if decision else []

@@ -229,6 +229,7 @@ class Projection:
             "mlflow.note.content": round_note(record),
         }
         told = {kind: record[kind] for kind in NOT_IN} | {"gate": gate_words(record)}
+        told |= {"participation": record.get("participation")}
         tags |= {f"fedrounds.{kind}": json.dumps(it, ensure_ascii=False)[:5000] for kind, it in told.items() if it}
         run = self.run(about, entry.started, **tags)
         sites = record["sites"].values()
