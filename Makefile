@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint types bench bench-privacy soak fuzz demo-federated chaos many-agents lock clean
+.PHONY: run test docs lint types bench bench-privacy soak fuzz demo-federated chaos many-agents lock clean
 
 run: $(VENV)/ready ## the first study: real patients, simulated hospitals
 	$(BIN)/fedrounds run studies/diabetes --fresh
 
 test: $(VENV)/ready ## the whole suite
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+docs: $(VENV)/ready ## the documentation as a site, into build/docs; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
