@@ -291,7 +291,6 @@ class Run:
         self.last |= {"privacy": spent} if (spent := privacy.spent(self, state.round)) else {}
         digest = asking.state.model_digest
         decisions = [as_row(decision, closed.scored, digest)] if decision else []
-        suite = self.folder.suite.hash if self.folder.suite else ""
         verdicts = {site: Kept(verdict.passed, to_json(verdict)) for site, verdict in self.new_verdicts.items()}
         visit = Visit(
             state.round,
@@ -299,7 +298,7 @@ class Run:
             digest,
             state,
             self.last,
-            suite,
+            self.folder.suite.hash if self.folder.suite else "",
             self.operations_version,
             self.started,
             verdicts,
