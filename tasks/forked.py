@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from fedrounds.tasks.withheld import trace
 
@@ -110,6 +110,21 @@ class Forked:
                 os.kill(self.pid, signal.SIGKILL)
 
 
+def _streams() -> list[Any]:
+    """Python's streams on the descriptors as they now are: those that were copied know another file's kind, and fail on a pipe.
+
+    Gives those that were there.
+    """
+    there: list[Any] = []
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        there += [getattr(sys, name), getattr(sys, f"__{name}__")]
+        errors = "backslashreplace" if number == 2 else None
+        anew = open(number, mode, buffering=1 if number == 2 else -1, errors=errors, closefd=False)  # noqa: SIM115 (to the end)
+        setattr(sys, name, anew)
+        setattr(sys, f"__{name}__", anew)
+    return there
+
+
 def _become(
     module: str, words: Sequence[str], fds: Sequence[int], env: Mapping[str, str], keep: Sequence[int], cwd: Path | None
 ) -> NoReturn:
@@ -126,11 +141,7 @@ def _become(
             if fd > 2 and fd not in keep:
                 with suppress(OSError):  # the one that listed them
                     os.close(fd)
-        sys.stdin, sys.stdout, sys.stderr = (
-            sys.__stdin__,
-            sys.__stdout__,
-            sys.__stderr__,
-        )  # whatever they were caught in
+        _caught = _streams()  # held to the end: what waits in the parent's would be written once more when they go
         os.environ.clear()
         os.environ.update(env)
         if cwd is not None:

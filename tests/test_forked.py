@@ -104,3 +104,24 @@ def test_a_module_that_is_not_there_is_an_exit_code_and_a_line_of_the_log(told):
 
 def test_nothing_is_forked_beside_a_thread(told):
     assert (told["alone"], told["alone beside a thread"]) == (True, False)
+
+
+def test_a_helper_of_a_process_that_writes_to_a_file_speaks_on_its_pipe_and_says_nothing_of_its_parents(tmp_path):
+    (tmp_path / "says.py").write_text(
+        'import sys\nsys.stdout.reconfigure(errors="replace")\nprint("piped", flush=True)\n'
+    )
+    program = """
+import os, sys
+from pathlib import Path
+from fedrounds.tasks.forked import Forked
+print("waits", end="")
+helper = Forked("says", [], Path(sys.argv[1]), dict(os.environ))
+assert helper.wait(20) == 0
+Path(sys.argv[2]).write_bytes(helper.stdout.read())
+"""
+    with (tmp_path / "out").open("wb") as out:
+        words = [sys.executable, "-c", program, str(tmp_path / "log"), str(tmp_path / "piped")]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(words, stdout=out, stderr=subprocess.PIPE, timeout=120, check=False, env=env)
+    assert done.returncode == 0, (done.stderr, (tmp_path / "log").read_text())
+    assert ((tmp_path / "out").read_text(), (tmp_path / "piped").read_text()) == ("waits", "piped\n")
