@@ -100,7 +100,7 @@ def resources(clinic: Clinic) -> Iterator[dict[str, Any]]:
     panels: dict[tuple[int, dt.datetime], list[dict[str, Any]]] = {}
     for number, event in enumerate(clinic.events):
         about = {
-            "id": f"e{number}",
+            "id": f"{event.person}-{number}",
             "meta": {"lastUpdated": "2026-01-01T00:00:00Z"},
             "subject": {"reference": f"Patient/{event.person}"},
         }
@@ -147,15 +147,17 @@ def _observation(
     return {"resourceType": "Observation", **about, **found}
 
 
-def export(found: Iterable[dict[str, Any]], folder: Path, packed: bool = False) -> Path:
-    """A file a type, as a server's $export gives them."""
+def export(found: Iterable[dict[str, Any]], folder: Path, packed: bool = False, part: str = "") -> Path:
+    """A file a type, as a server's $export gives them; of a large one, several parts."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = {}
     for resource in found:
         lines.setdefault(resource["resourceType"], []).append(json.dumps(resource) + "\n")
     for kind, text in lines.items():
         data = "".join(text).encode()
-        (folder / f"{kind}.ndjson{'.gz' if packed else ''}").write_bytes(gzip.compress(data, 1) if packed else data)
+        (folder / f"{kind}{part}.ndjson{'.gz' if packed else ''}").write_bytes(
+            gzip.compress(data, 1) if packed else data
+        )
     return folder
 
 

@@ -35,6 +35,15 @@ class Events(NamedTuple):
     operator: str = ""
     any_concept: bool = False  # every row tells something, whatever its concept
 
+    def asked(self, value: Value | None, moments: bool) -> list[str]:
+        """The columns that a value needs besides person, concept and date.
+
+        Args:
+            moments: whether the table has times of day; the model lets them out.
+        """
+        beside = (self.unit, self.operator) if value == "value_as_number" else ()
+        return [name for name in (self.moment if moments else "", self.key, value or "", *beside) if name]
+
 
 EVENTS: dict[EventTable, Events] = {
     "measurement": Events(

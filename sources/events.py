@@ -61,6 +61,7 @@ class Events:
         self.moment, self.tie, self.value = array("d"), array("d"), array("d")
         self.fit = array("b")
         self.labels: dict[str, int] = {}
+        self.seen = False  # whether anybody had such an event, whenever it was
 
     def add(
         self, patient: int, day: int, moment: float, tie: float, value: float | str, fit: Fit = Fit.YES, of: int = 0
@@ -149,6 +150,14 @@ def _judge(fit: NDArray[np.int8], about: Reduced, place: str) -> None:
             f"{place}: expected all events of column '{about.column}'{but} to fit what the site file declares, found {said}: correct the"
             " column there, or let a share of them be left out with `misfits`"
         )
+
+
+def unseen(place: str, about: Reduced, where: str) -> DataContractError:
+    """What to raise where nobody ever had an event of a column: a mistyped code would give a column of zeros, and nobody would know."""
+    return DataContractError(
+        f"{place}: expected an event of column '{about.column}' somewhere in {where}, found none of any patient at any time: correct its"
+        " codes in the site file, or set rare = true there if nobody had one"
+    )
 
 
 def several(count: int) -> str:

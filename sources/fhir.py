@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,12 @@ from numpy.typing import NDArray
 from fedrounds.core.errors import DataContractError
 from fedrounds.core.table import Table
 from fedrounds.sources import ndjson
-from fedrounds.sources.events import NO_DAY, NOBODY, Days, Events, Fit, ages, day_of, moment_of, several, worded
+from fedrounds.sources.events import NO_DAY, NOBODY, Days, Events, Fit, ages, day_of, moment_of, several, unseen
 from fedrounds.sources.fhir_options import ConditionColumn, FhirSource, ObservationColumn, PatientColumn
+from fedrounds.sources.fhir_values import Value, classes, codes, codings, diagnosed, observed, onset, when
 from fedrounds.sources.reduced import Reduced
 
-UCUM = "http://unitsofmeasure.org"
 VOID = {"entered-in-error", "cancelled"}
-WHEN = {
-    "Observation": ("effectiveDateTime", "effectiveInstant", "effectivePeriod", "issued"),
-    "Condition": ("onsetDateTime", "onsetPeriod", "recordedDate"),
-    "Encounter": ("period",),
-}
 _PATIENT = re.compile(r"(?:(?P<server>.+)/)?Patient/(?P<id>[A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?")
 _URN = re.compile(r"urn:(?:uuid|oid):(?P<id>[A-Za-z0-9.-]{1,64})")
 _OTHER = re.compile(r"(?:.+/)?[A-Z][A-Za-z]+/.+")
@@ -55,6 +50,15 @@ def read(source: FhirSource, root: Path, site: str) -> Table:
     return export.table(f"site '{site}', {root / source.path}")
 
 
+Taker = tuple[Events, Value]
+
+
+def _asked(takers: dict[str, list[Taker]], codes: list[str]) -> Iterable[Taker]:
+    """The columns that ask for one of the codes, each once."""
+    found = [taker for code in codes for taker in takers.get(code, ())]
+    return found if len(codes) == 1 else {id(taker): taker for taker in found}.values()
+
+
 class _Export:
     """What the resources of an export said, as far as the columns need it."""
 
@@ -68,15 +72,15 @@ class _Export:
         self.genders: list[str] = [""]
         self.index = Events()
         self.events = {column.column: Events() for column in source.columns if not isinstance(column, PatientColumn)}
-        self.by_code: dict[str, dict[str, list[_Taker]]] = {"Observation": {}, "Condition": {}}
+        self.by_code: dict[str, dict[str, list[Taker]]] = {"Observation": {}, "Condition": {}}
         for column in source.columns:
             if isinstance(column, ObservationColumn | ConditionColumn):
-                make = _observed if isinstance(column, ObservationColumn) else _diagnosed
+                make = observed if isinstance(column, ObservationColumn) else diagnosed
                 taker = (self.events[column.column], make(column))
                 for code in column.code:
                     self.by_code[column.resource].setdefault(code, []).append(taker)
         for code in source.index.condition:
-            self.by_code["Condition"].setdefault(code, []).append((self.index, _onset))
+            self.by_code["Condition"].setdefault(code, []).append((self.index, onset))
         kinds = {"Patient", *(kind for kind, codes in self.by_code.items() if codes)}
         self.wanted = frozenset(kinds | ({"Encounter"} if source.index.encounter else set()))
 
@@ -90,9 +94,9 @@ class _Export:
             self.ids += blake2b(f"{kind}/{resource['id']}".encode(), digest_size=16).digest()
             if kind == "Patient":
                 self._person(resource, number)
-            elif resource.get("status") not in VOID and not _codes(resource.get("verificationStatus")) & VOID:
+            elif resource.get("status") not in VOID and not codes(resource.get("verificationStatus")) & VOID:
                 self._event(kind, resource, number)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             return f"a resource of type {kind} as FHIR R4 describes it, found another form"
         return ""
 
@@ -102,6 +106,8 @@ class _Export:
             if gender not in ("male", "female", "other", "unknown"):
                 raise ValueError
             self.genders.append(gender)
+        if any(link.get("type") == "replaced-by" for link in patient.get("link", ())):
+            return  # a record that "must no longer be used"
         person = self.numbers.setdefault(patient["id"], len(self.numbers))
         about = (number, person, day_of(born) if born else NO_DAY, day_of(died) if died else NO_DAY)
         for kept, cell in zip(self.people, (*about, self.genders.index(gender or "")), strict=True):
@@ -110,13 +116,14 @@ class _Export:
     def _event(self, kind: str, resource: dict[str, Any], number: int) -> None:
         found: list[tuple[Events, float | str, Fit]] = []
         if kind == "Encounter":
-            classes = self.source.index.class_
-            if not classes or not set(classes).isdisjoint(_classes(resource["class"])):
+            wanted = self.source.index.class_
+            if not wanted or not classes(resource["class"]).isdisjoint(wanted):
                 found.append((self.index, 1.0, Fit.YES))
         else:
             takers = self.by_code[kind]
             for element in (resource, *resource.get("component", ())):
-                for kept, value_of in _matching(takers, element):
+                for kept, value_of in _asked(takers, codings(element["code"])):
+                    kept.seen = True
                     value, fit = value_of(element)
                     if value is not None:
                         found.append((kept, value, fit))
@@ -125,7 +132,7 @@ class _Export:
         person = self._person_of(resource.get("subject"))
         if person is None:  # a device, a group, a place
             return
-        day, moment = _when(resource, WHEN[kind])
+        day, moment = when(resource)
         adrift = Fit.PATIENT if person == NOBODY else Fit.DATE if day == NO_DAY else Fit.YES
         for kept, value, fit in found:
             if kept is not self.index:
@@ -181,6 +188,8 @@ class _Export:
                 words = np.array(self.genders, dtype=object)
                 cells = ages(born, index) if column.value == "age" else words[gender]
             else:
+                if not (self.events[column.column].seen or column.rare):
+                    raise unseen(place, column, "the export")
                 text = isinstance(column, ObservationColumn) and column.value == "concept"
                 cells = self.events[column.column].column(column, index, valid, place, text)
             columns[column.column] = cells[rows]
@@ -203,104 +212,6 @@ class _Export:
         about = _INDEX.model_copy(update={"when": index.encounter or "first"})
         days = self.index.column(about, np.ones(len(self.numbers), np.int64), valid, place)
         return np.where(np.isnan(days), NO_DAY, days).astype(np.int64)
-
-
-# --- one resource -----------------------------------------------------------------------------------------------------
-
-Value = Callable[[dict[str, Any]], tuple[float | str | None, Fit]]
-"""What an element of a resource says, None if nothing, and whether that fits."""
-_Taker = tuple[Events, Value]
-
-
-def _matching(takers: Mapping[str, list[_Taker]], element: dict[str, Any]) -> Iterator[_Taker]:
-    """The columns that ask for one of the element's codes, each once."""
-    codings = element["code"].get("coding", ())
-    if len(codings) == 1:
-        yield from takers.get(f"{codings[0].get('system')}|{codings[0].get('code')}", ())
-        return
-    found = [taker for c in codings for taker in takers.get(f"{c.get('system')}|{c.get('code')}", ())]
-    yield from {id(taker): taker for taker in found}.values()
-
-
-def _observed(column: ObservationColumn) -> Value:
-    """How a column takes an Observation, or one of its components."""
-    if column.value is None:
-        return lambda element: (None if "dataAbsentReason" in element else 1.0, Fit.YES)
-    key = {"quantity": "valueQuantity", "integer": "valueInteger", "concept": "valueCodeableConcept"}[column.value]
-    factors = {**column.convert, column.unit: 1.0}
-    word = worded(column.words, column.other)
-
-    def value(element: dict[str, Any]) -> tuple[float | str | None, Fit]:
-        if key not in element:
-            return (0.0, Fit.KIND) if any(name.startswith("value") for name in element) else (None, Fit.YES)
-        found = element[key]
-        if column.value == "quantity":
-            return _quantity(found, factors)
-        if column.value == "integer":
-            return _number(found), Fit.YES
-        said = word([f"{coding.get('system')}|{coding.get('code')}" for coding in found.get("coding", ())])
-        return (None, Fit.YES) if said == "" else (said or "", Fit.CODE if said is None else Fit.YES)
-
-    return value
-
-
-def _quantity(found: dict[str, Any], factors: Mapping[str | None, float]) -> tuple[float | None, Fit]:
-    if "value" not in found:
-        return None, Fit.YES
-    number = _number(found["value"])
-    if found.get("comparator"):
-        return 0.0, Fit.COMPARED
-    if found.get("system") != UCUM or found.get("code") not in factors:
-        return 0.0, Fit.UNIT
-    number *= factors[found["code"]]
-    return (number, Fit.YES) if np.isfinite(number) else (0.0, Fit.NUMBER)
-
-
-def _number(cell: Any) -> float:
-    if isinstance(cell, bool) or not isinstance(cell, int | float):
-        raise TypeError
-    return float(cell)
-
-
-def _diagnosed(column: ConditionColumn) -> Value:
-    """How a column takes a Condition."""
-
-    def value(condition: dict[str, Any]) -> tuple[float | None, Fit]:
-        if not column.status:
-            return _onset(condition)
-        found = _codes(condition.get("clinicalStatus"))
-        if not found:
-            return 0.0, Fit.STATUS
-        return (None, Fit.YES) if found.isdisjoint(column.status) else _onset(condition)
-
-    return value
-
-
-def _onset(element: dict[str, Any]) -> tuple[float | None, Fit]:
-    """An event whose day is all that counts."""
-    return None if "refuted" in _codes(element.get("verificationStatus")) else 1.0, Fit.YES
-
-
-def _codes(concept: Any) -> set[str]:
-    return {coding.get("code") for coding in concept.get("coding", ())} if concept else set()
-
-
-def _classes(class_: Any) -> set[str]:
-    """An Encounter's class is a Coding in R4 and a list of concepts in R5."""
-    if isinstance(class_, dict):
-        return {class_.get("code", "")}
-    return set().union(*(_codes(concept) for concept in class_))
-
-
-def _when(resource: dict[str, Any], names: tuple[str, ...]) -> tuple[int, float]:
-    """The day and the moment by the first of these that it has; of a period the start."""
-    for name in names:
-        found = resource.get(name)
-        if isinstance(found, dict):
-            found = found.get("start")
-        if found:
-            return day_of(found), moment_of(found)
-    return NO_DAY, 0.0
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

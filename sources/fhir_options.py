@@ -5,12 +5,20 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedrounds.sources.frozen import Options
 from fedrounds.sources.reduced import COUNTED, NUMERIC, ColumnName, Reduced, distinct
 
-Code = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^\s|]+\|[^\s|]+$")]
+
+def _coded(code: str) -> str:
+    system, bar, rest = code.partition("|")
+    if not (system and bar and rest) or "|" in rest or any(map(str.isspace, code)):
+        raise ValueError("expected a code as system|code, such as http://loinc.org|8480-6")
+    return code
+
+
+Code = Annotated[str, AfterValidator(_coded)]
 """`system|code`, such as http://loinc.org|8480-6."""
 Status = Literal["active", "recurrence", "relapse", "inactive", "remission", "resolved"]
 

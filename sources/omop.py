@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from fedrounds.core.errors import DataContractError, StudyError
 from fedrounds.core.table import Table
 from fedrounds.sources import sql
-from fedrounds.sources.cdm import EQUALS, EVENTS, LOCAL, PERSON
-from fedrounds.sources.events import EPOCH, NO_DAY, Days, Events, Fit, ages, day_of, moment_of, several, worded
+from fedrounds.sources.cdm import EVENTS, LOCAL, PERSON
+from fedrounds.sources.events import EPOCH, Days, Events, ages, day_of, moment_of, several, unseen, worded
 from fedrounds.sources.omop_options import EventColumn, OmopSource, PersonColumn
+from fedrounds.sources.omop_values import born, taken
 
 AT_ONCE = 5000  # patients asked about in one statement: a parameter each, and SQLite takes 32,766
 
@@ -68,9 +69,7 @@ class _Model:
                 names |= {column.value} - {"age"}
                 continue
             about = EVENTS[column.table]
-            names |= {about.concept, about.date, about.key, column.value or ""} - {""}
-            if column.value == "value_as_number":
-                names |= {about.unit, about.operator} - {""}
+            names |= {about.concept, about.date, *about.asked(column.value, moments=False)}
             if column.descendants:
                 wanted[("concept_ancestor", self._vocabulary)] = {"ancestor_concept_id", "descendant_concept_id"}
         cohort = self.source.cohort
@@ -168,8 +167,8 @@ class _Model:
     def of_person(self, column: PersonColumn, persons: dict[str, NDArray[Any]], index: Days) -> NDArray[Any]:
         """(n,) one cell a patient."""
         if column.value == "age":
-            born = [_born(*date) for date in zip(*(persons[name].tolist() for name in PERSON[2:]), strict=True)]
-            years = ages(np.array(born, np.int64), index)
+            births = [born(*date) for date in zip(*(persons[name].tolist() for name in PERSON[2:]), strict=True)]
+            years = ages(np.array(births, np.int64), index)
             if before := int((years < 0).sum()):
                 raise DataContractError(
                     f"{self.place}: expected patients to be born before they enter the cohort, found {several(before)} who are not: repair"
@@ -188,33 +187,15 @@ class _Model:
 
     def events(self, column: EventColumn, people: dict[int, int]) -> Events:
         """What the column is made of."""
-        import sqlalchemy as sa
-
         about, kept = EVENTS[column.table], Events()
-        names = [
-            name
-            for name in (
-                about.moment if column.table in self.moments else "",
-                about.key,
-                column.value,
-                about.unit,
-                about.operator,
-            )
-            if name
-        ]
-        if column.value != "value_as_number":
-            names = [name for name in names if name not in (about.unit, about.operator)]
+        names = about.asked(column.value, column.table in self.moments)
         table = self._table(column.table, ("person_id", about.concept, about.date, *names), self.source.schema_)
-        asked = _select(table.c.person_id, table.c[about.date], *(table.c[name] for name in names))
-        if column.concept:
-            own = table.c[about.concept].in_(column.concept)
-            asked = asked.where(
-                sa.or_(own, table.c[about.concept].in_(self._below(column))) if column.descendants else own
-            )
+        anybody = self._with_concepts(_select(table.c.person_id), table.c[about.concept], column)
+        asked = anybody.add_columns(table.c[about.date], *(table.c[name] for name in names))
         # No patient's window reaches beyond these days; SQLite compares text, where a day may be followed by a time.
         first, after = min(people.values()) + column.window_days[0], max(people.values()) + column.window_days[1] + 1
         asked = asked.where(table.c[about.date] >= _date(first), table.c[about.date] < _date(after))
-        value_of = _value(column)
+        value_of = taken(column)
         number = {subject: i for i, subject in enumerate(people)}
         for row in self._in_parts(asked, table.c.person_id, list(people)):
             cells = dict(zip(names, row[2:], strict=True))
@@ -224,11 +205,21 @@ class _Model:
                 at = cells.get(about.moment)
                 moment = (day - EPOCH) * 86400.0 if at is None else self._moment(at, about.moment)
                 kept.add(number[row[0]], day, moment, float(cells.get(about.key, 0)), value, fit)
+        if column.concept and not column.rare and not kept.patient and not self.database.rows(anybody.limit(1)):
+            raise unseen(self.place, column, f"table '{column.table}'")
         return kept
 
-    def _below(self, column: EventColumn) -> Any:
+    def _with_concepts(self, asked: Any, bears: Any, column: EventColumn) -> Any:
+        """The statement, of rows alone whose concept is the column's."""
+        if not column.concept:
+            return asked
+        own = bears.in_(column.concept)
+        if not column.descendants:
+            return asked.where(own)
         tree = self._table("concept_ancestor", ("ancestor_concept_id", "descendant_concept_id"), self._vocabulary)
-        return _select(tree.c.descendant_concept_id).where(tree.c.ancestor_concept_id.in_(column.concept))
+        return asked.where(
+            own | bears.in_(_select(tree.c.descendant_concept_id).where(tree.c.ancestor_concept_id.in_(column.concept)))
+        )
 
     @property
     def _vocabulary(self) -> str:
@@ -270,40 +261,3 @@ def _select(*columns: Any) -> Any:
 
 def _date(day: int) -> dt.date:
     return dt.date.fromordinal(min(max(day, 1), dt.date.max.toordinal()))
-
-
-def _born(year: int, month: int, day: int) -> int:
-    """The day, or the middle of what is known of it."""
-    written = f"{year:04}" + (f"-{month:02}" + (f"-{day:02}" if day else "") if month else "")
-    try:
-        return day_of(written) if year else NO_DAY
-    except ValueError:  # February 30
-        return day_of(written[:4])
-
-
-def _value(column: EventColumn) -> Callable[[dict[str, Any]], tuple[float | str | None, Fit]]:
-    """How a column takes a row: what it says, None if nothing, and whether that fits."""
-    factors = {**column.convert, column.unit_concept: 1.0}
-    word = worded({**column.words, "0": ""}, column.other)
-
-    def value(cells: dict[str, Any]) -> tuple[float | str | None, Fit]:
-        if column.value is None:
-            return 1.0, Fit.YES
-        cell = cells[column.value]
-        if cell is None or cell == "":
-            return None, Fit.YES
-        if column.value in ("value_as_concept_id", "value_as_string"):
-            said = str(cell).strip()
-            said = word([said]) if column.words else said
-            return (None, Fit.YES) if said == "" else (said or "", Fit.CODE if said is None else Fit.YES)
-        if isinstance(cell, str):
-            return 0.0, Fit.KIND
-        if cells.get("operator_concept_id") not in (None, 0, EQUALS):
-            return 0.0, Fit.COMPARED
-        unit = cells.get("unit_concept_id") or 0
-        if column.unit_concept is not None and unit not in factors:
-            return 0.0, Fit.UNIT
-        number = float(cell) * (1.0 if column.unit_concept is None else factors[unit])
-        return (number, Fit.YES) if np.isfinite(number) else (0.0, Fit.NUMBER)
-
-    return value

@@ -29,6 +29,8 @@ class Reduced(Options):
     """A code -> the word for it in the study; "" is a missing value."""
     other: str | None = None
     """The word for every code that `words` does not have; without it, such a code does not fit."""
+    rare: bool = False
+    """Whether it may be that nobody here ever had such an event; without it, a column that finds none at all is refused."""
     misfits: float = Field(0.0, ge=0, lt=1)
     """The largest share of the events that may not fit what is declared (another unit, say); these are left out."""
 

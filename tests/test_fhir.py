@@ -177,7 +177,20 @@ def test_who_is_not_born_yet_or_dead_already_on_the_index_day_has_no_row(tmp_pat
         patient("4", deceasedDateTime="2025-06-01T10:00:00Z"),
         patient("5", deceasedBoolean=True),
     ]
-    assert cells(loaded(tmp_path, people, PRESSURE), "patient_id") == ["1", "4", "5"]
+    age = {"column": "age", "resource": "Patient", "value": "age"}
+    assert cells(loaded(tmp_path, people, age), "patient_id") == ["1", "4", "5"]
+    link = [{"other": {"reference": "Patient/5"}, "type": "replaced-by"}]
+    clinic.export([*people, patient("6", link=link)], tmp_path / "export")
+    assert cells(load(source(age), tmp_path, "north"), "patient_id") == ["1", "4", "5"]
+
+
+def test_a_code_that_nobody_ever_had_is_refused_unless_it_is_rare(tmp_path: Path) -> None:
+    flag = {"column": "ill", "resource": "Condition", "code": [f"{SNOMED}/|44054006"], "when": "any"}
+    clinic.export([patient(), condition("2020-01-01")], tmp_path / "export")
+    said = refusal(source(flag), tmp_path, DataContractError)
+    assert "expected an event of column 'ill' somewhere in the export, found none of any patient at any time" in said
+    assert cells(load(source({**flag, "rare": True}), tmp_path, "north"), "ill") == [0]
+    assert cells(load(source({**flag, "code": [DIABETES], "window_days": [-7, 0]}), tmp_path, "north"), "ill") == [0]
 
 
 # ── versions, references, order ──────────────────────────────────────────────────────────────────────────────────────
@@ -308,6 +321,7 @@ MALFORMED: list[tuple[str | bytes, str]] = [
     (GOOD + line(patient("2", gender=CANARY)), "found another form in line 3"),
     (GOOD + line(pressure(CANARY, id_="b")), "type Observation as FHIR R4 describes it, found another form in line 3"),
     (GOOD + line(pressure(1, "2025-02-30", "b")), "found another form in line 3"),
+    (GOOD + line(pressure(10**400, id_="b")), "found another form in line 3"),
     (GOOD + line(pressure(1, id_="b", code=CANARY)), "found another form in line 3"),
     (GOOD + line(pressure(1, id_="b", meta={"lastUpdated": CANARY})), "found another form in line 3"),
     (line(pressure(120)), "expected references to patients of this export, found none that leads to one"),
@@ -360,6 +374,7 @@ def test_a_folder_without_an_export_is_refused(tmp_path: Path) -> None:
         {"when": "any"},
         {"code": []},
         {"code": ["8480-6"]},
+        {"code": ["http://loinc.org|8480-6 "]},
         {"words": {"a|b": "c"}},
         {"other": "x"},
         {"value": "concept", "unit": None, "words": {"a|b": "c"}, "when": "mean"},

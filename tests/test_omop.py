@@ -248,8 +248,12 @@ def test_descendants_of_a_concept_count_only_where_that_is_declared(cdm: Cdm) ->
         f" condition_type_concept_id) VALUES (1, {clinic.FIRST}, {clinic.TYPE_2}, '2020-01-01', 0)"
     )
     ill = {"column": "ill", "table": "condition_occurrence", "concept": [clinic.DIABETES], "when": "any"}
-    assert cdm.cells(ill) == [0, 0, 0]
+    assert "an event of column 'ill' somewhere in table 'condition_occurrence', found none" in cdm.refusal(
+        DataContractError, ill
+    )
+    assert cdm.cells({**ill, "rare": True}) == [0, 0, 0]
     assert cdm.cells({**ill, "descendants": True}) == [1, 0, 0]
+    assert cdm.cells({**ill, "descendants": True, "window_days": [-7, 0]}) == [0, 0, 0]
 
 
 def test_a_partial_birthday_is_the_middle_of_what_is_known(cdm: Cdm) -> None:
@@ -263,7 +267,7 @@ def test_a_partial_birthday_is_the_middle_of_what_is_known(cdm: Cdm) -> None:
 def test_who_enters_a_cohort_twice_is_refused_or_enters_first_or_last(cdm: Cdm) -> None:
     cdm.say(f"INSERT INTO cohort VALUES (1, {clinic.FIRST}, '2024-01-01', '2024-01-01')")
     assert "found fewer than 10 who enter several times" in cdm.refusal(DataContractError)
-    days = [cdm.load(cohort={"id": 1, "entry": entry}).columns["index_date"][0] for entry in ("first", "last")]
+    days = [cdm.load(OMOP[0], cohort={"id": 1, "entry": entry}).columns["index_date"][0] for entry in ("first", "last")]
     assert days == ["2024-01-01", "2025-06-01"]
 
 

@@ -541,5 +541,7 @@ def test_a_clinic_is_picked_out_of_a_shared_file() -> None:
 def test_every_declaration_in_the_page_is_one() -> None:
     page = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
     blocks = [tomllib.loads(block.split("```")[0]) for block in page.split("```toml\n")[1:]]
-    kinds = [SiteFile.model_validate({"name": "north", **block}).source.kind for block in blocks]
-    assert kinds == ["csv", "parquet", "sql", "omop", "fhir"]
+    files = [SiteFile.model_validate({"name": "north", **block}) for block in blocks]
+    assert [file.source.kind for file in files] == ["csv", "parquet", "sql", "omop", "fhir"]
+    sent = [SiteFile.model_validate_json(file.model_dump_json(by_alias=True)) for file in files]  # as to a worker of Dask
+    assert sent == files
