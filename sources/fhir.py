@@ -27,6 +27,7 @@ from fedrounds.sources.fhir_values import Value, classes, codes, codings, diagno
 from fedrounds.sources.reduced import Reduced
 
 VOID = {"entered-in-error", "cancelled"}
+_ID = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _PATIENT = re.compile(r"(?:(?P<server>.+)/)?Patient/(?P<id>[A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?")
 _URN = re.compile(r"urn:(?:uuid|oid):(?P<id>[A-Za-z0-9.-]{1,64})")
 _OTHER = re.compile(r"(?:.+/)?[A-Z][A-Za-z]+/.+")
@@ -91,6 +92,8 @@ class _Export:
             number = len(self.updated)
             updated = resource.get("meta", {}).get("lastUpdated")
             self.updated.append(moment_of(updated) if updated else -np.inf)
+            if not _ID.fullmatch(resource["id"]):
+                raise ValueError
             self.ids += blake2b(f"{kind}/{resource['id']}".encode(), digest_size=16).digest()
             if kind == "Patient":
                 self._person(resource, number)

@@ -543,5 +543,6 @@ def test_every_declaration_in_the_page_is_one() -> None:
     blocks = [tomllib.loads(block.split("```")[0]) for block in page.split("```toml\n")[1:]]
     files = [SiteFile.model_validate({"name": "north", **block}) for block in blocks]
     assert [file.source.kind for file in files] == ["csv", "parquet", "sql", "omop", "fhir"]
-    sent = [SiteFile.model_validate_json(file.model_dump_json(by_alias=True)) for file in files]  # as to a worker of Dask
+    # As to a worker of Dask.
+    sent = [SiteFile.model_validate_json(file.model_dump_json(by_alias=True)) for file in files]
     assert sent == files
