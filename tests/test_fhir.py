@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def condition(onset: str, id_: str = "c", who: str = "1", **more: Any) -> dict[s
 def encounter(day: str, id_: str, who: str = "1", class_: str = "AMB") -> dict[str, Any]:
     about = {"status": "finished", "class": {"code": class_}, "subject": {"reference": f"Patient/{who}"}}
     return {"resourceType": "Encounter", "id": id_, **about, "period": {"start": day}}
+
+
+def line(resource: dict[str, Any]) -> str:
+    return json.dumps(resource) + "\n"
 
 
 def loaded(folder: Path, resources: list[dict[str, Any]], *columns: dict[str, Any], index: Any = None) -> Table:
@@ -248,6 +253,19 @@ def test_one_file_with_all_types_is_an_export_too(tmp_path: Path) -> None:
     assert cells(load(one, tmp_path, "north")) == [120]
 
 
+def test_memory_grows_with_numbers_and_not_with_what_lines_hold(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    with (tmp_path / "export" / "Observation.ndjson").open("w") as file:
+        file.write(line(patient()))
+        file.writelines(line(pressure(n, id_=f"o{n}", note=[{"text": "x" * 50_000}])) for n in range(1, 601))
+    tracemalloc.start()
+    try:
+        assert cells(load(source({**PRESSURE, "when": "mean"}), tmp_path, "north")) == [300.5]
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20  # of 29 MiB
+    finally:
+        tracemalloc.stop()
+
+
 # ── what does not fit ────────────────────────────────────────────────────────────────────────────────────────────────
 
 ODD = {
@@ -299,10 +317,6 @@ def test_an_observation_without_a_result_is_none(tmp_path: Path) -> None:
 
 
 # ── malformed input ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def line(resource: dict[str, Any]) -> str:
-    return json.dumps(resource) + "\n"
 
 
 GOOD = line(patient()) + line(pressure(120))

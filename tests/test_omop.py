@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -376,3 +377,51 @@ class _Nowhere:
 def test_a_cohort_and_a_schema_are_declared_in_one_way(more: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Cdm.source(_Nowhere, PRESSURE, **more)  # type: ignore[arg-type]
+
+
+# ── in a study ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STUDY = """
+name = "risk"
+patient_id = "patient_id"
+event_time = "index_date"
+features = [
+  { type = "number", name = "age", range = [18, 110] },
+  { type = "category", name = "sex", categories = ["female", "male"] },
+  { type = "number", name = "last", unit = "mmHg", range = [60, 260] },
+]
+target = { kind = "binary", column = "ill", positive = [1], negative = [0] }
+model = { kind = "logistic" }
+algorithm = "fedavg"
+"""
+
+
+def test_a_hospital_trains_on_a_cohort_knows_new_rows_and_drafts_a_suite(tmp_path: Path) -> None:
+    from fedrounds.core.operations import Gate
+    from fedrounds.core.plan import build
+    from fedrounds.core.study import Study
+    from fedrounds.sources.site_file import SiteFile
+    from fedrounds.tasks import draft
+    from fedrounds.tasks.ward import Ward
+
+    made = Cdm("sqlite:///cdm.db", tmp_path, clinic.made(60, 5))
+    study = Study.model_validate(tomllib.loads(STUDY))
+    site = SiteFile(name="north", source=made.source(*OMOP))
+    ward = Ward(site, build(study), tmp_path)
+    assert ward.load() == 60
+    first = ward.fingerprint
+    made.say("UPDATE visit_occurrence SET visit_source_value = 'x'")  # no column is made of visits
+    assert (ward.load(), ward.fingerprint) == (60, first)
+    made.say(f"DELETE FROM cohort WHERE subject_id = {clinic.FIRST}")
+    assert ward.load() == 59
+    assert ward.fingerprint != first
+    made.say("DROP TABLE cohort")
+    assert (ward.load(strict=False), ward.fingerprint) == (0, "")
+    made.engine.dispose()
+    clinic.export(clinic.resources(clinic.made(60, 5)), tmp_path / "export")
+    fhir = parse({"kind": "fhir", "path": "export", "index": {"date": INDEX}, "columns": FHIR})
+    ward = Ward(SiteFile(name="north", source=fhir), build(study), tmp_path)
+    assert (ward.load(), ward.fingerprint) == (60, first)
+    table = load(fhir, tmp_path, "north")
+    asked = draft.draft(study, Gate(), draft.evidence(study, {"north": (table, ())}))
+    assert {"age", "sex", "last", "ill", "patient_id"} <= {about["kwargs"].get("column") for about in asked}
