@@ -27,9 +27,9 @@ from fedrounds.sources.fhir_values import Value, classes, codes, codings, diagno
 from fedrounds.sources.reduced import Reduced
 
 VOID = {"entered-in-error", "cancelled"}
-_ID = re.compile(r"[A-Za-z0-9.-]{1,64}")
-_PATIENT = re.compile(r"(?:(?P<server>.+)/)?Patient/(?P<id>[A-Za-z0-9.-]{1,64})(?:/_history/[A-Za-z0-9.-]{1,64})?")
-_URN = re.compile(r"urn:(?:uuid|oid):(?P<id>[A-Za-z0-9.-]{1,64})")
+_ID = re.compile(r"[^\s/|#?]{1,255}")  # the standard allows less; some servers do not keep to it
+_PATIENT = re.compile(rf"(?:(?P<server>.+)/)?Patient/(?P<id>{_ID.pattern})(?:/_history/{_ID.pattern})?")
+_URN = re.compile(rf"urn:(?:uuid|oid):(?P<id>{_ID.pattern})")
 _OTHER = re.compile(r"(?:.+/)?[A-Z][A-Za-z]+/.+")
 _INDEX = Reduced(column="index", when="first", window_days=(-4_000_000, 4_000_000))
 

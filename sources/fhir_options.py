@@ -60,7 +60,7 @@ class ObservationColumn(Reduced):
     unit: str | None = Field(None, min_length=1)
     """The UCUM code of `quantity`, such as mm[Hg]; "1" is a number without a unit."""
     convert: dict[str, float] = Field({})
-    """Another unit's UCUM code -> what to multiply its numbers by."""
+    """Another unit's UCUM code -> what to multiply its numbers by; where a quantity has no code, its unit as it is written."""
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:

@@ -31,7 +31,7 @@ def observed(column: ObservationColumn) -> Value:
     if column.value is None:
         return lambda element: (None if "dataAbsentReason" in element else 1.0, Fit.YES)
     key = {"quantity": "valueQuantity", "integer": "valueInteger", "concept": "valueCodeableConcept"}[column.value]
-    factors = {**column.convert, column.unit: 1.0}
+    factors = {**column.convert, column.unit or "": 1.0}
     word = worded(column.words, column.other)
 
     def value(element: dict[str, Any]) -> tuple[float | str | None, Fit]:
@@ -39,7 +39,7 @@ def observed(column: ObservationColumn) -> Value:
             return (0.0, Fit.KIND) if any(name.startswith("value") for name in element) else (None, Fit.YES)
         found = element[key]
         if column.value == "quantity":
-            return _quantity(found, factors)
+            return _quantity(found, factors, column.convert)
         if column.value == "integer":
             return _number(found), Fit.YES
         said = word(codings(found))
@@ -48,15 +48,21 @@ def observed(column: ObservationColumn) -> Value:
     return value
 
 
-def _quantity(found: dict[str, Any], factors: Mapping[str | None, float]) -> tuple[float | None, Fit]:
+def _quantity(
+    found: dict[str, Any], coded: Mapping[str, float], written: Mapping[str, float]
+) -> tuple[float | None, Fit]:
+    """A number in the column's unit; `coded` and `written` are what to multiply it by, by UCUM code and by the unit's words without one."""
     if "value" not in found:
         return None, Fit.YES
     number = _number(found["value"])
     if found.get("comparator"):
         return 0.0, Fit.COMPARED
-    if found.get("system") != UCUM or found.get("code") not in factors:
+    if "code" in found and found.get("system") != UCUM:
         return 0.0, Fit.UNIT
-    number *= factors[found["code"]]
+    factor = coded.get(found["code"]) if "code" in found else written.get(found.get("unit", ""))
+    if factor is None:
+        return 0.0, Fit.UNIT
+    number *= factor
     return (number, Fit.YES) if np.isfinite(number) else (0.0, Fit.NUMBER)
 
 

@@ -306,6 +306,11 @@ def test_another_unit_is_converted_where_that_is_declared_and_does_not_matter_ou
     found = [patient(), pressure(16, valueQuantity=quantity(16, "kPa"))]
     assert cells(loaded(tmp_path, found, {**PRESSURE, "convert": {"kPa": 7.5}})) == [120]
     assert np.isnan(cells(load(source({**PRESSURE, "window_days": [-7, 0]}), tmp_path, "north"))).all()
+    bare = [patient(), pressure(1, valueQuantity={"value": 118, "unit": "mm Hg"})]
+    assert cells(loaded(tmp_path, bare, {**PRESSURE, "convert": {"mm Hg": 1}})) == [118]
+    other = [patient(), pressure(1, valueQuantity={**quantity(16, "kPa"), "system": "urn:x"})]
+    clinic.export(other, tmp_path / "export")
+    assert "in another unit" in refusal(source({**PRESSURE, "convert": {"kPa": 7.5}}), tmp_path, DataContractError)
 
 
 def test_an_observation_without_a_result_is_none(tmp_path: Path) -> None:
