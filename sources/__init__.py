@@ -10,10 +10,22 @@ from typing import assert_never
 
 from fedrounds.core.errors import StudyError
 from fedrounds.core.table import Table
-from fedrounds.sources import bundled, csv_file, keep, parquet, sql
+from fedrounds.sources import bundled, csv_file, fhir, keep, omop, parquet, sql
+from fedrounds.sources.fhir_options import FhirSource
+from fedrounds.sources.omop_options import OmopSource
 from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, ParquetSource, Source, SqlSource
 
-__all__ = ["BundledSource", "CsvSource", "FoldFile", "ParquetSource", "Source", "SqlSource", "load"]
+__all__ = [
+    "BundledSource",
+    "CsvSource",
+    "FhirSource",
+    "FoldFile",
+    "OmopSource",
+    "ParquetSource",
+    "Source",
+    "SqlSource",
+    "load",
+]
 
 
 def load(source: Source | None, root: Path, site: str) -> Table:
@@ -34,6 +46,10 @@ def load(source: Source | None, root: Path, site: str) -> Table:
             return keep.recipe(parquet.read(source, root, site), source, root, site)
         case SqlSource():
             return sql.read(source, root, site)
+        case OmopSource():
+            return omop.read(source, root, site)
+        case FhirSource():
+            return fhir.read(source, root, site)
         case BundledSource():
             return bundled.read(source, site)
         case _:

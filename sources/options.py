@@ -7,17 +7,17 @@ one that holds a Source must hide its input too (inherit from Options), since a 
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from fedrounds.sources.fhir_options import FhirSource
+from fedrounds.sources.frozen import Options
+from fedrounds.sources.omop_options import OmopSource
+from fedrounds.sources.reading import reads
 
 Where = dict[str, str | int | float]
 """Column -> the value a row must have to be kept; `63`, `63.0` and ` 63` are the same number."""
-
-
-class Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class FoldFile(Options):
@@ -84,15 +84,7 @@ class SqlSource(Options):
     @field_validator("query")
     @classmethod
     def _reads(cls, query: str) -> str:
-        bare = _NOT_CODE.sub(" ", query).strip().removesuffix(";").lower()
-        words = re.findall(r"\w+", bare)
-        if ";" in bare or words[:1] not in (["select"], ["with"]) or not _WRITES.isdisjoint(words):
-            raise ValueError("expected one statement that only reads: SELECT … or WITH … SELECT …")
-        return query
-
-
-_NOT_CODE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/""", re.DOTALL)
-_WRITES = {"insert", "update", "delete", "merge", "into"}
+        return reads(query)
 
 
 class BundledSource(Options):
@@ -119,4 +111,6 @@ class BundledSource(Options):
         return self
 
 
-Source = Annotated[CsvSource | ParquetSource | SqlSource | BundledSource, Field(discriminator="kind")]
+Source = Annotated[
+    CsvSource | ParquetSource | SqlSource | OmopSource | FhirSource | BundledSource, Field(discriminator="kind")
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sqlite3
-import traceback
+import tomllib
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from declared import CANARY, parse, refusal
 from flamby_heart import COLUMNS
+from postgres import Postgres
 from pyarrow import parquet
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from fedrounds.core.errors import DataContractError, FedroundsError, StudyError
+from fedrounds.core.errors import DataContractError, StudyError
 from fedrounds.core.table import Table
-from fedrounds.sources import BundledSource, CsvSource, ParquetSource, Source, SqlSource, load
+from fedrounds.sources import BundledSource, CsvSource, ParquetSource, SqlSource, load
 from fedrounds.sources.bundled import deal
+from fedrounds.sources.site_file import SiteFile
 
-CANARY = "7351942"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -35,27 +37,9 @@ def text(*cells: str) -> np.ndarray:
     return np.array(cells, dtype=object)
 
 
-def parse(declaration: dict[str, Any]) -> Any:
-    return TypeAdapter(Source, config=ConfigDict(hide_input_in_errors=True)).validate_python(declaration)
-
-
 def write(folder: Path, content: str | bytes, name: str = "rows.csv") -> CsvSource:
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return CsvSource(path=name)
-
-
-def refusal(source: Any, root: Path, kind: type[FedroundsError]) -> str:
-    """The one line a person sees; neither it nor anything it was raised from shows a planted value."""
-    with pytest.raises(kind) as caught:
-        load(source, root, "north")
-    assert CANARY not in "".join(traceback.format_exception(caught.value))
-    assert caught.value.__context__ is None or CANARY not in repr(caught.value.__context__)
-    message = str(caught.value)
-    assert "site 'north'" in message
-    assert "expected" in message
-    assert "found" in message
-    assert "\n" not in message
-    return message
 
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,7 +112,7 @@ def test_padding_is_kept_from_typed_sources_too(tmp_path: Path) -> None:
     store.close()
     for source in (
         ParquetSource(path="rows.parquet"),
-        SqlSource(url="sqlite:///rows.db", query="SELECT sex, note, age FROM rows"),
+        SqlSource(url="sqlite:///rows.db", query="SELECT sex, note, age FROM rows ORDER BY note"),
     ):
         table = load(source, tmp_path, "north")
         assert {name: cells.tolist() for name, cells in table.written.items()} == {"sex": ["f ", ""]}
@@ -277,9 +261,14 @@ def test_parquet_types_become_numbers_or_text(tmp_path: Path) -> None:
 
 def test_a_bad_parquet_file_is_refused_in_one_line(tmp_path: Path) -> None:
     source = ParquetSource(path="rows.parquet")
-    for content in (f"a,b\n{CANARY},2\n", f"PAR1{CANARY}PAR1"):
+    parquet.write_table(pa.table({"a": [CANARY] * 500}), tmp_path / "rows.parquet")
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    cut, scrambled = whole[:-30], whole[:4] + b"\xff" * 60 + whole[64:]
+    for content in (f"a,b\n{CANARY},2\n", f"PAR1{CANARY}PAR1", cut, scrambled):
         write(tmp_path, content, "rows.parquet")
         assert "one that cannot be read" in refusal(source, tmp_path, DataContractError)
+    write(tmp_path, "", "rows.parquet")
+    assert "found an empty one" in refusal(source, tmp_path, DataContractError)
     parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", " a"]), tmp_path / "rows.parquet")
     assert "columns 1 and 2 have the same name" in refusal(source, tmp_path, DataContractError)
     parquet.write_table(pa.table({"a": pa.array([], pa.float64())}), tmp_path / "rows.parquet")
@@ -303,7 +292,9 @@ def sqlite(query: str) -> SqlSource:
 
 
 def test_sql_rows_arrive_with_types_and_the_query_is_taken_literally(database: Path) -> None:
-    table = load(sqlite("SELECT * FROM visits WHERE seen LIKE '12:%' OR seen LIKE 'a%%'; "), database, "north")
+    table = load(
+        sqlite("SELECT * FROM visits WHERE seen LIKE '12:%' OR seen LIKE 'a%%' ORDER BY n DESC; "), database, "north"
+    )
     np.testing.assert_array_equal(table.columns["age"], [63.5, np.nan])
     assert list(table.columns["sex"]) == ["f", ""]
     assert list(table.columns["n"]) == [str(2**60), "2"]
@@ -378,6 +369,77 @@ def test_declarations_hide_what_was_written() -> None:
         parse({"kind": "sql", "url": f"postgresql://me:{CANARY}@host/db", "query": CANARY, "pasword": CANARY})
     assert CANARY not in str(caught.value)
     assert "pasword" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres) -> str:
+    """A database with a table of patients on a real server; gives its address."""
+    from sqlalchemy import create_engine
+
+    url = postgres.database("patients")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE visits (id bigint, age numeric(5, 1), sex char(3), smoker boolean, seen timestamptz, born date, note text);"
+            "CREATE SEQUENCE counted;"
+            "INSERT INTO visits VALUES (1, 63.5, 'f', true, '2025-01-02 03:04+00', '1960-01-02', ' 5%% off '),"
+            f"(2, NULL, NULL, NULL, NULL, NULL, NULL), ({2**60}, 28, 'm', false, '2025-06-01 12:00+00', '1997-05-05', '{CANARY}')"
+        )
+    engine.dispose()
+    return url
+
+
+def test_types_of_postgresql_become_numbers_or_text(server: str, tmp_path: Path) -> None:
+    query = "SELECT age, sex, smoker, seen AT TIME ZONE 'UTC' AS seen, born, note, id FROM visits WHERE note LIKE '%' OR id = 2 ORDER BY id"
+    table = load(SqlSource(url=server, query=query), tmp_path, "north")
+    np.testing.assert_array_equal(table.columns["age"], [63.5, np.nan, 28])
+    np.testing.assert_array_equal(table.columns["smoker"], [1, np.nan, 0])
+    assert {name: list(cells) for name, cells in table.columns.items() if cells.dtype == object} == {
+        "sex": ["f", "", "m"],
+        "seen": ["2025-01-02T03:04:00", "", "2025-06-01T12:00:00"],
+        "born": ["1960-01-02", "", "1997-05-05"],
+        "note": ["5% off", "", CANARY],
+        "id": ["1", "2", str(2**60)],
+    }
+
+
+def test_rows_without_an_order_are_the_same_table_wherever_the_server_keeps_them(server: str, tmp_path: Path) -> None:
+    from sqlalchemy import create_engine
+
+    loose, fixed = (
+        SqlSource(url=server, query=f"SELECT id, note FROM visits{more}") for more in ("", " ORDER BY id DESC")
+    )
+    before = load(loose, tmp_path, "north").fingerprint()
+    order = [load(fixed, tmp_path, "north").columns["id"].tolist()]
+    engine = create_engine(server)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE visits SET note = note WHERE id = 1")  # to the end of the heap
+        kept = [str(row[0]) for row in connection.exec_driver_sql("SELECT id FROM visits")]
+    engine.dispose()
+    assert kept == ["2", str(2**60), "1"]
+    assert load(loose, tmp_path, "north").fingerprint() == before
+    assert [load(fixed, tmp_path, "north").columns["id"].tolist()] == order == [[str(2**60), "2", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (f"SELECT {CANARY} FROM nowhere", "found ProgrammingError"),
+        (f"SELECT note::date FROM visits WHERE note = '{CANARY}'", "found DataError"),
+        ("SELECT nextval('counted')", "found InternalError"),
+        ("SELECT pg_sleep(9) FROM visits", "found OperationalError"),
+        ("SELECT id FROM visits WHERE id < 0", "expected rows, found none"),
+        (f'SELECT id AS "{CANARY}", age AS "{CANARY}" FROM visits', "columns 1 and 2 have the same name"),
+    ],
+)
+def test_what_postgresql_refuses_is_told_in_one_line(server: str, tmp_path: Path, query: str, says: str) -> None:
+    url = f"{server}&options=-cstatement_timeout%3D300"
+    assert says in refusal(SqlSource(url=url, query=query), tmp_path, DataContractError)
+
+
+def test_a_server_that_is_not_there_is_told_without_its_address(tmp_path: Path) -> None:
+    gone = SqlSource(url=f"postgresql+psycopg2://me:{CANARY}@127.0.0.1:1/db{CANARY}", query="SELECT 1")
+    assert "found OperationalError" in refusal(gone, tmp_path, DataContractError)
 
 
 # ── bundled ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -471,3 +533,16 @@ def test_a_clinic_is_picked_out_of_a_shared_file() -> None:
     assert set(sites[0].columns["Clinic"]) == {"MN"}
     assert sum(outcome != "" for outcome in sites[0].columns["Preg.ended...37.wk"]) == 247
     assert sum(outcome != "" for outcome in sites[1].columns["Preg.ended...37.wk"]) == 208
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_declaration_in_the_page_is_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
+    blocks = [tomllib.loads(block.split("```")[0]) for block in page.split("```toml\n")[1:]]
+    files = [SiteFile.model_validate({"name": "north", **block}) for block in blocks]
+    assert [file.source.kind for file in files] == ["csv", "parquet", "sql", "omop", "fhir"]
+    # As to a worker of Dask.
+    sent = [SiteFile.model_validate_json(file.model_dump_json(by_alias=True)) for file in files]
+    assert sent == files
