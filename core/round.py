@@ -103,6 +103,9 @@ class Closed:
     personal: Scores = field(
         default_factory=dict[str, tuple[Array, Array]]
     )  # of sites' own models, where they have any
+    explained: Mapping[str, Sums] = field(
+        default_factory=dict[str, Sums]
+    )  # site -> sums by which the model is explained
 
 
 def open_round(
@@ -173,6 +176,7 @@ def _closed(
         keyring,
         worse,
         folded.personal,
+        folded.explained,
     )
 
 
