@@ -13,7 +13,7 @@ from fedrounds.core.plan import build
 from fedrounds.core.portrait import portrait
 from fedrounds.core.regression import regression
 from fedrounds.ledger import Ledger
-from fedrounds.reports import explained, matrix
+from fedrounds.reports import explained, explained_csv, matrix
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.model_card import card
 from fedrounds.reports.page import html
@@ -80,7 +80,7 @@ def publish(ledger: Ledger, folder: Path) -> None:
         title = f"{found.study.title or found.study.name} · the model explained"
         put(folder / "explain" / "explained.html", explained.page(found.explained, title))
         put(folder / "explain" / "importance.svg", explained.picture(found.explained))
-        for name, text in explained.files(found.explained).items():
+        for name, text in explained_csv.files(found.explained).items():
             put(folder / "explain" / name, text)
     if found.shown is not None and found.shown in found.scored:
         trained = found.trained.get(found.shown)

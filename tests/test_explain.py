@@ -34,6 +34,7 @@ from fedrounds.core.explain import grids, told
 from fedrounds.core.explained import understood
 from fedrounds.core.export import pipeline
 from fedrounds.core.masked import TOGETHER
+from fedrounds.core.messages import Reply, decode
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Cohort, Rows, encode
 from fedrounds.core.privacy.disclosure import few_of, withhold
@@ -44,6 +45,7 @@ from fedrounds.reports import explained as drawn
 from fedrounds.tasks import baselines as noted
 from fedrounds.tasks.explain import _found, require
 from fedrounds.tasks.matrix import Ready
+from fedrounds.tasks.preview import samples
 
 WARDS = ["red", "blue", "green", None]
 
@@ -325,6 +327,20 @@ def test_sums_under_masks_are_the_sums_of_all_and_of_nobody_alone(model):
     assert all(group["sites"] == {} for parting in found["subgroups"] for group in parting["groups"])
 
 
+@pytest.mark.parametrize("way", ["groups", "encryption"])
+def test_of_groups_under_masks_and_of_encrypted_sums_it_is_all_together_too(way):
+    words = {"kind": "masked", "groups": 3} if way == "groups" else {"kind": "ckks", "key_holder": "east"}
+    more = {"algorithm": {"preset": "fedmedian"}, "weights": "uniform"} if way == "groups" else {}
+    plan = build(plain(privacy={"protect": words}, **more))
+    data = {
+        f"{site}{k or ''}": it for site, it in cohorts(plan.study).items() for k in range(3 if way == "groups" else 1)
+    }
+    closed = asked(plan, data, "explain", plan.start(plan.no_statistics()))
+    assert list(closed.explained) == [TOGETHER]
+    assert closed.heard == tuple(sorted(data))
+    assert closed.explained[TOGETHER]["scores"][0] == sum(it.valid.sum() for it in data.values())
+
+
 def test_a_study_that_hides_its_sums_is_explained_without_saying_what_a_hospital_brought(tmp_path):
     plan = build(hidden())
     data = cohorts(plan.study)
@@ -344,6 +360,29 @@ def test_a_study_that_hides_its_sums_is_explained_without_saying_what_a_hospital
             SimpleNamespace(wards=wards, last={"sites": wards}, state=state, plan=plan, ledger=ledger, folder=folder)
         )
         assert ledger.noted("baselines") == {"sites": list(SITES), "token": noted.about(wards, 1)}
+
+
+def test_an_agent_whose_people_allow_it_sends_what_was_previewed_and_no_other_does(apart):
+    study = apart(policy="explanations = true")
+    (sample,) = [it.message for it in samples(study.hospital("north")) if it.ask == "explain"]
+    found = decode(sample, Reply).arrays
+    assert found["scores"][0] >= 10
+    assert found["shuffled"].any()
+    cells = [array[:, 0] for name, array in found.items() if name.startswith("subgroup.") and array.ndim == 2]
+    assert all(((n == 0) | (n >= 10)).all() for n in cells)
+    assert any(n.any() for n in cells)
+    assert not any(array.any() for name, array in found.items() if name.startswith("subgroup.") and array.ndim > 2)
+    with study.run() as run:  # of this hospital alone, as the sample is
+        run.wards = {"north": run.wards["north"]}
+        run.folder = replace(run.folder, operations=run.folder.operations.model_copy(update={"quorum": 1}))
+        study.gate(run)
+        study.visit(run, "statistics")
+        assert study.ask(run, run.open("explain"), ["north"]) == [sample]
+        study.set_policy("north", "")
+        study.gate(run)
+        (refused,) = study.ask(run, run.open("explain"), ["north"])
+    assert "explanations = true" in decode(refused, Reply).refusal
+    assert "explain" not in [it.ask for it in samples(study.hospital("north"))]
 
 
 def test_noise_lets_nothing_leave_that_is_not_noised():
