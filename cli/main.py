@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.catalogue import catalogue
 
             return catalogue(arguments.command, arguments.json)
-        case "plan" | "report" | "baselines" | "repair" | "verify":
+        case "plan" | "report" | "baselines" | "explain" | "repair" | "verify":
             return _told(arguments)
         case _:
             from fedrounds.cli.ui import ui
@@ -159,6 +159,10 @@ def _told(arguments: argparse.Namespace) -> int:
         from fedrounds.cli.baselines import baselines
 
         return baselines(arguments.dir, arguments.data, arguments.state, arguments.json)
+    if arguments.command == "explain":
+        from fedrounds.cli.explain import explain
+
+        return explain(arguments.dir, arguments.data, arguments.state, arguments.json)
     from fedrounds.cli.repair import repair
 
     return repair(arguments.dir, arguments.state, arguments.json)
@@ -268,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", "write the study as one page, to read and to print: report.html")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the study's ledger")
     baselines = command("baselines", "train what the model is compared with, and score each model at every hospital")
+    explain = command("explain", "what the model goes by, for whom it works, what each hospital brought to it")
     repair = command("repair", "write again, from the ledger, what MLflow's store has lost")
     verify = commands.add_parser("verify", help=VERIFY, description=VERIFY)
     verify.add_argument("dir", type=Path, nargs="?", metavar="DIR", help="the study's folder")
@@ -321,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _coordinator(command, group("coordinator", "the other side: servers, invitations, who takes part"))
     docs.add_argument("--site", metavar="NAME", help="this site alone (default: every one)")
-    for made in (check, run, deploy, draft, docs, baselines):
+    for made in (check, run, deploy, draft, docs, baselines, explain):
         made.add_argument(
             "--data", type=Path, metavar="FOLDER", help="where the sites' relative paths start (default: DIR)"
         )
@@ -337,6 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         rollback,
         report,
         baselines,
+        explain,
         repair,
         verify,
         ui,

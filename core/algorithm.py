@@ -32,6 +32,9 @@ class Folded:
     profiles: Mapping[str, Sums] = field(
         default_factory=dict[str, Sums]
     )  # site -> its profile, where one was asked for
+    explained: Mapping[str, Sums] = field(
+        default_factory=dict[str, Sums]
+    )  # site -> its sums by which a model is explained, where they were asked for
 
 
 class Algorithm(NamedTuple):

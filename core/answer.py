@@ -39,6 +39,8 @@ class Policy(Frozen):
     `finest_bins`: score histograms no finer than this may leave (a run in one process lifts it).
     `merge_scores`: whether cells of score histograms with fewer than `minimum_patients` leave together (a run in one process lifts it too).
     `local_metrics`: whether the scores of a model on this hospital's validation rows may leave.
+    `explanations`: whether it answers what explains a model: sums over validation rows by subgroup, by permuted feature, by a feature's
+    values, and of Shapley values (a run in one process lifts it).
     `parameters_per_patient`: of a regression (linear, logistic, multinomial); `most_levels`, `levels_per_patient`, `longest_level`: of a
     category in the dictionary, the last in letters. 0: any. DataSHIELD's defaults are 0.33, 40, 0.33 and 80.
     `families`, `algorithms`: the models and presets (or local rules) that it trains; none named: all.
@@ -55,6 +57,7 @@ class Policy(Frozen):
     finest_bins: int = Field(default=50, ge=2)
     merge_scores: bool = True
     local_metrics: bool = True
+    explanations: bool = False
     parameters_per_patient: float = Field(default=0.0, ge=0, le=1)
     most_levels: int = Field(default=0, ge=0)
     levels_per_patient: float = Field(default=0.0, ge=0, le=1)
@@ -226,7 +229,9 @@ def _refusal(request: Request, data: Cohort | Rows, plan: Plan, policy: Policy) 
         return below(policy)
     if refusal := crowded(plan, policy, train):
         return refusal
-    if plan.bins > policy.finest_bins and request.ask not in OF_TABLE:
+    if request.ask == "explain" and not policy.explanations:
+        return "it answers nothing that explains a model, unless `explanations = true` under [policy] allows it"
+    if plan.bins > policy.finest_bins and request.ask not in ("statistics", "profile"):
         return f"score histograms of {plan.bins} bins are finer than the {policy.finest_bins} that the site allows"
     return ""
 

@@ -11,7 +11,7 @@ All take over the study's statistics and its number of rounds. They need every s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -133,10 +133,13 @@ def pooled(of: Setting) -> Model:
 
 def without(of: Setting, site: str) -> Model:
     """The study, as it is, of all other sites; the statistics are still those that the site took part in agreeing."""
-    others = {name: rows for name, rows in of.rows.items() if name != site}
-    if not others:
-        return Model(of.plan, None, "no other hospital is left to learn from")
-    return _trained(of, of.plan, others)
+    others = of.rows.keys() - {site}
+    return of_sites(of, others) if others else Model(of.plan, None, "no other hospital is left to learn from")
+
+
+def of_sites(of: Setting, sites: Set[str]) -> Model:
+    """The study, as it is, of these sites."""
+    return _trained(of, of.plan, {name: rows for name, rows in of.rows.items() if name in sites})
 
 
 def cyclic(of: Setting) -> Model:

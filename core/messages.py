@@ -38,8 +38,10 @@ LARGEST_HEADER = 1 << 20
 LONGEST_TEXT = 1000
 LARGEST_MESSAGE = 1 << 30
 
-Ask = Literal["gate", "statistics", "train", "score", "profile", "keys", "shares", "agree", "open"]
-OF_TABLE: frozenset[Ask] = frozenset({"statistics", "profile"})  # asked about the clean table, before any preprocessing
+Ask = Literal["gate", "statistics", "train", "score", "profile", "explain", "keys", "shares", "agree", "open"]
+OF_TABLE: frozenset[Ask] = frozenset(
+    {"statistics", "profile", "explain"}
+)  # asked about the clean table, before any preprocessing
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fedrounds.core.averaging import averaging, scoring
 from fedrounds.core.evaluate import Task
 from fedrounds.core.evaluate import score as score_of
 from fedrounds.core.exact import exact
+from fedrounds.core.explain import explaining
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family, with_offset
 from fedrounds.core.models.linear import Linear
@@ -82,6 +83,7 @@ def build(study: Study) -> Plan:
     agreed = {"impute": (len(study.features),), "center": (len(columns),), "scale": (len(columns),)}
     agreed |= {"rows": (1,)} if study.masked and not study.privacy.dp else {}
     bins = study.validation.bins
+    ones = not (isinstance(study.model, Linear) and not study.model.intercept)
     algorithms: dict[Ask, Algorithm]
     if study.privacy.dp:
         algorithms = _noised(study, study.privacy.dp, family, agreed)
@@ -99,11 +101,12 @@ def build(study: Study) -> Plan:
                 judge = partial(score_of, study.target.kind, bins=bins)
                 train, score = (beside(it, parts.own, family, gradient, judge) for it in (train, score))
         algorithms = {"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)}
+        algorithms["explain"] = explaining(study, family, classes, ones, agreed)
     return Plan(
         study=study,
         digest=study.digest,
         columns=columns,
-        ones=not (isinstance(study.model, Linear) and not study.model.intercept),
+        ones=ones,
         task=study.target.kind,
         classes=classes,
         bins=bins,

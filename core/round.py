@@ -110,6 +110,9 @@ class Closed:
     asked: tuple[str, ...] = ()  # in name order
     goal: int = 0  # replies that counted at most, where not every site was asked or counts
     epochs: Mapping[str, int] = field(default_factory=dict[str, int])  # site -> how many it was asked for, by its speed
+    explained: Mapping[str, Sums] = field(
+        default_factory=dict[str, Sums]
+    )  # site -> sums by which the model is explained
 
 
 def open_round(
@@ -189,6 +192,7 @@ def _closed(
         asking.sites,
         asking.goal,
         asking.epochs,
+        folded.explained,
     )
 
 

@@ -22,7 +22,7 @@ from fedrounds.core.privacy.secagg import Vault
 from fedrounds.core.round import Asking, Closed, Keys, Roll, close_exchange, open_round
 from fedrounds.core.state import RunState
 
-OPEN = Policy(minimum_patients=1, finest_bins=10_000, merge_scores=False)
+OPEN = Policy(minimum_patients=1, finest_bins=10_000, merge_scores=False, explanations=True)
 
 
 def simulate(
@@ -51,14 +51,45 @@ def simulate(
     """
     encoded = {site: rows for site, rows in data.items() if isinstance(rows, Rows)}
     state = state or plan.start(plan.no_statistics() if encoded else None)
+    visit = _visits(plan, data, rng_of or plan.rng, quorum, policy, wire, lost, epochs)
+    if not state.statistics:
+        closed = visit(state, "statistics", data)
+        yield closed
+        state = closed.state
+    for site, rows in data.items():
+        if isinstance(rows, Cohort):
+            encoded[site] = encode_rows(rows, plan.study, state.statistics, plan.ones)
+    for _ in range(rounds):
+        closed = visit(state, "train", encoded)
+        yield closed
+        state = closed.state
+    yield visit(state, "score", encoded)
+
+
+def asked(
+    plan: Plan, data: Mapping[str, Cohort], ask: Ask, state: RunState, policy: Policy | Mapping[str, Policy] = OPEN
+) -> Closed:
+    """One visit beside the rounds, to whoever answers. Raises QuorumError where nobody does."""
+    return _visits(plan, data, plan.rng, 1, policy)(state, ask, data)
+
+
+def _visits(
+    plan: Plan,
+    data: Mapping[str, Cohort | Rows],
+    rng_of: Callable[[int, str], np.random.Generator],
+    quorum: int,
+    policy: Policy | Mapping[str, Policy],
+    wire: bool = False,
+    lost: Callable[[Request, str], bool] | None = None,
+    epochs: Callable[[int], Mapping[str, int]] | None = None,
+) -> Callable[[RunState, Ask, Mapping[str, Cohort | Rows]], Closed]:
+    """What asks the sites of a study, who remember from one visit to the next."""
     holder = encrypted.third_party(plan.study)  # it has no rows
     keys = {site: new_key() for site in [*data, *([holder] if holder else [])]} if plan.study.masked else {}
     roster = {site: public_key(key) for site, key in keys.items()}
     allowed = policy if isinstance(policy, Mapping) else dict.fromkeys(keys or data, policy)
     sites = {
-        site: _Site(
-            site, plan, allowed.get(site, OPEN), rng_of or plan.rng, Self(site, keys[site], roster) if keys else None
-        )
+        site: _Site(site, plan, allowed.get(site, OPEN), rng_of, Self(site, keys[site], roster) if keys else None)
         for site in keys or data
     }
     keyring: Keys | None = None
@@ -74,18 +105,7 @@ def simulate(
         keyring = asking.keyring
         return asking
 
-    if not state.statistics:
-        closed = visit(state, "statistics", data)
-        yield closed
-        state = closed.state
-    for site, rows in data.items():
-        if isinstance(rows, Cohort):
-            encoded[site] = encode_rows(rows, plan.study, state.statistics, plan.ones)
-    for _ in range(rounds):
-        closed = visit(state, "train", encoded)
-        yield closed
-        state = closed.state
-    yield visit(state, "score", encoded)
+    return visit
 
 
 @dataclass

@@ -13,13 +13,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedrounds.core import local, participation, personal, robust
+from fedrounds.core import local, participation, personal, robust, subgroups
 from fedrounds.core.combine import Combine, Median
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
 from fedrounds.core.models import Model, fitting
 from fedrounds.core.participation import Participation
 from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
 from fedrounds.core.strategy import Algorithm, Averaging, Exact
+from fedrounds.core.subgroups import Explain
 from fedrounds.core.wire import Wire
 
 Label = str | int | float
@@ -245,6 +246,7 @@ class Study(Frozen):
     weights: Literal["patients", "uniform"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = "patients"
     protocol: Wire = Wire()
     privacy: Privacy = Privacy()
+    explain: Explain = Explain()
 
     @model_validator(mode="after")
     def _composes(self) -> Self:
@@ -274,6 +276,7 @@ class Study(Frozen):
         self.privacy.require(free, self.protocol.codec)
         self._fits()
         self._starts()
+        subgroups.require(self.explain, {f.name: isinstance(f, Number) for f in self.features})
         if isinstance(self.algorithm, Averaging):
             robust.require(self.algorithm.combine, self.privacy, self.weights)
             personal.require(self.algorithm.own, self.privacy.dp is not None)
@@ -376,7 +379,9 @@ class Study(Frozen):
         """SHA-256 (hex) of the canonical protocol. A default written out is the same protocol, and so is other prose about it."""
         prose = {"title", "note"}
         later = {  # studies older than these keys keep their digest
-            key for key, default in (("protocol", Wire()), ("privacy", Privacy())) if getattr(self, key) == default
+            key
+            for key, default in (("protocol", Wire()), ("privacy", Privacy()), ("explain", Explain()))
+            if getattr(self, key) == default
         }
         later |= {key for key in ("offset", "case_weights", "start") if getattr(self, key) is None}
         protocol = self.model_dump(mode="json", exclude=prose | later)

@@ -35,6 +35,7 @@ class Evidence:
     baselines: Mapping[str, Any] = field(default_factory=dict[str, Any])
     matrix: Mapping[str, Any] = field(default_factory=dict[str, Any])  # every model at every site, if asked for
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])  # the registered version that it started from
+    explained: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what the model goes by, if asked for
     operations: Mapping[str, Any] = field(default_factory=dict[str, Any])
     checkpoint: str = ""  # the audit log's signed head
     coefficients: Coefficients | None = None  # of the model of round `shown`

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable
 
-from fedrounds.reports import account, judged, matrix, result, survived
+from fedrounds.reports import account, explained, judged, matrix, result, survived
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, raw, tag
 from fedrounds.reports.style import CSS
@@ -23,6 +23,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Evidence], Markup | None]], ...] = (  
     ("calibration", "Calibration", judged.calibration),
     ("survival", "Survival", survived.survived),
     ("coefficients", "What the model says", judged.coefficients),
+    ("explained", "The model explained", explained.explained),
     ("champion", "Champion and decisions", account.decisions),
     ("traffic", "What crossed the walls", account.traffic),
     ("privacy", "Privacy", account.privacy),

@@ -33,10 +33,13 @@ def compare(run: Run) -> None:
     rounds = run.state.round
     known = run.ledger.noted("baselines") or {}
     token = about(wards, rounds)
-    if known.get("token") == token or len(wards) > COMPARED:
+    if known.get("token") == token:
         return
-    if not wards or run.folder.study.masked:  # rows are elsewhere, or what one has alone is not to be known
+    if not wards:  # rows are elsewhere
         run.ledger.note("baselines", {})
+        return
+    if len(wards) > COMPARED or run.folder.study.masked:  # that takes long, or what one has alone is not to be known
+        run.ledger.note("baselines", {"sites": sorted(wards), "token": token})
         return
     with withheld("to train the models to compare with"):
         of = setting(run.plan, wards, run.state)

@@ -6,7 +6,7 @@ Nothing is trained under the lease: it is taken to write the result down, which 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedrounds.core.baselines import Cell, Line, matrix
 from fedrounds.core.errors import StateError, StudyError
@@ -44,7 +44,47 @@ def compare(folder: Folder, place: State) -> dict[str, Any]:
         StateError: it has not run to the end on the present data, has too many sites, or another runner is at work.
     """
     require(folder.study)
-    lineage, state, last, known, before = _read(place)
+    found = ready(folder, place, NOTE)
+    if len(found.wards) > COMPARED:
+        raise StateError(
+            f"expected at most {COMPARED} sites, each of which trains alone and is left out once, found {len(found.wards)}"
+        )
+    note = found.before
+    if note.get("token") != found.token:
+        note = _found(found.plan, found.wards, found.state) | {"token": found.token}
+    keep(place, found, NOTE, note)
+    return note
+
+
+class Ready(NamedTuple):
+    """A study that stands where its last run has left it, and the sites' rows.
+
+    Attributes:
+        state: of its last round, or with the champion's model.
+        token: of the data, the model and the policies.
+        before: the note that is there already.
+    """
+
+    plan: Plan
+    wards: Mapping[str, Ward]
+    state: RunState
+    lineage: str
+    token: str
+    before: dict[str, Any]
+
+
+def ready(folder: Folder, place: State, name: str, champion: bool = False) -> Ready:
+    """A study whose rows are those of its last run, in this process.
+
+    Args:
+        name: of the note that is to be made.
+        champion: whether it is about the champion, where there is one, and not about the last round's model.
+
+    Raises:
+        StudyError: the rows are elsewhere.
+        StateError: it has not run to the end on the present data.
+    """
+    lineage, state, last, known, before, best = _read(place, name)
     carrier = last.record.get("carrier", "process")
     if carrier != "process":
         raise StudyError(
@@ -55,25 +95,24 @@ def compare(folder: Folder, place: State) -> dict[str, Any]:
         raise StateError(
             f"expected the protocol {state.study[:12]} that has run in {place.own}, found {plan.digest[:12]}: put study.toml back, or run --fresh"
         )
-    if len(last.record["sites"]) > COMPARED:
-        raise StateError(
-            f"expected at most {COMPARED} sites, each of which trains alone and is left out once, found {len(last.record['sites'])}"
-        )
-    wards = _wards(folder, place, plan, list(known.get("patients", {})))
+    wards = _wards(folder, place, plan, list(known.get("patients", known.get("sites", ()))))
     if not wards or known.get("token") != about(wards, state.round):
         raise StateError(
             f"expected the data that the study last ran on, to the end, found others in {folder.data}:"
             " `fedrounds run` first, or name their folder with --data"
         )
     policies = {name: [ward.policy.model_dump(mode="json"), list(ward.aside)] for name, ward in wards.items()}
-    token = digest([known["token"], state.model_digest, policies])
-    note = before if before.get("token") == token else _found(plan, wards, state) | {"token": token}
+    state = best if champion and best else state
+    return Ready(plan, wards, state, lineage, digest([known["token"], state.model_digest, policies]), dict(before))
+
+
+def keep(place: State, of: Ready, name: str, note: dict[str, Any]) -> None:
+    """Write a note into the ledger, and from it into MLflow. Raises StateError where the study was begun anew meanwhile."""
     with projector(place) as project, held(place) as ledger:
-        if _of(ledger) != lineage:  # `run --fresh` did not wait
+        if _of(ledger) != of.lineage:  # `run --fresh` did not wait
             raise StateError(f"expected one study in {place.own}, found it begun anew meanwhile: ask again")
-        ledger.note(NOTE, note)
+        ledger.note(name, note)
         project(tell=True)
-    return note
 
 
 def require(study: Study) -> None:
@@ -85,14 +124,18 @@ def require(study: Study) -> None:
         )
 
 
-def _read(place: State) -> tuple[str, RunState, Entry, Mapping[str, Any], Mapping[str, Any]]:
-    """The lineage, the last state, the last visit that went to patients, and the notes on comparisons."""
+def _read(
+    place: State, name: str
+) -> tuple[str, RunState, Entry, Mapping[str, Any], Mapping[str, Any], RunState | None]:
+    """The lineage, the last state, the last visit that went to patients, what the run compared, the note, and the champion's state."""
     if place.begun:
         with Ledger.open(place.ledger) as ledger:
             head, last = ledger.head(), ledger.progress(besides="profile")
             if head and last and head.state.round > 0:
-                notes = ledger.noted("baselines") or {}, ledger.noted(NOTE) or {}
-                return _of(ledger), head.state, last, *notes
+                notes = ledger.noted("baselines") or {}, ledger.noted(name) or {}
+                best = ledger.standing().champion
+                state = ledger.state(ledger.closed(best)) if best else None
+                return _of(ledger), head.state, last, *notes, state
     raise StateError(f"expected a study that has run in {place.own}, found no closed round: `fedrounds run` starts it")
 
 

@@ -25,7 +25,7 @@ from fedrounds.core.worse import FEWEST as FEWEST_COUNTED
 from fedrounds.tasks.hospital import Hospital
 from fedrounds.tasks.joined import Joined, newest
 
-ASKS: tuple[Ask, ...] = ("gate", "statistics", "profile", "train", "score")
+ASKS: tuple[Ask, ...] = ("statistics", "profile", "train", "score")  # after the gate
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
         yield from _masked(hospital.name, joined)
         return
     state = start
-    for ask in ASKS[1:]:
+    for ask in (*ASKS, *_explained(joined)):
         asking: Any = open_round(state, joined.plan, ask, [hospital.name])
         while isinstance(asking, Asking):
             _, reply = joined.ward.reply(asking.request, {})
@@ -98,6 +98,11 @@ def samples(hospital: Hospital) -> Iterator[Sample]:
             state = asking.state
 
 
+def _explained(joined: Joined) -> tuple[Ask, ...]:
+    """What is asked to explain a model, where the hospital answers that."""
+    return ("explain",) if joined.ward.policy.explanations else ()
+
+
 def _masked(name: str, joined: Joined) -> Iterator[Sample]:
     ward, plan = joined.ward, joined.plan
     assert plan.study.masked is not None
@@ -107,7 +112,7 @@ def _masked(name: str, joined: Joined) -> Iterator[Sample]:
     keys = {one: new_key() for one in sorted({name, *others, *([ckks.opener] if ckks else [])})}
     roster = {one: public_key(key) for one, key in keys.items()}
     vaults, state, asked = {one: empty(plan) for one in keys}, plan.start(), encrypted.patients(plan.study, keys)
-    for ask in ("statistics", "train", "score"):
+    for ask in ("statistics", "train", "score", *_explained(joined)):
         asking: Any = open_round(state, plan, ask, asked, roll=Roll(roster, 1 + vaults[name].number))
         while asking.request.ask in PHASES:  # keys and shares
             replies: list[Reply] = []

@@ -13,7 +13,7 @@ from fedrounds.core.plan import build
 from fedrounds.core.portrait import portrait
 from fedrounds.core.regression import regression
 from fedrounds.ledger import Ledger
-from fedrounds.reports import matrix
+from fedrounds.reports import explained, explained_csv, matrix
 from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.model_card import card
 from fedrounds.reports.page import html
@@ -44,6 +44,7 @@ def evidence(ledger: Ledger) -> Evidence:
         baselines=ledger.noted("baselines") or {},
         matrix=ledger.noted("matrix") or {},
         origin=(ledger.noted(NOTE) or {}) if study.start else {},
+        explained=ledger.noted("explained") or {},
         operations=ledger.operations(),
         checkpoint=ledger.checkpoint(),
         software={"Python": sys.version.split()[0], **{name: version(name) for name in SOFTWARE}},
@@ -77,6 +78,12 @@ def publish(ledger: Ledger, folder: Path) -> None:
         put(folder / "baselines" / "matrix.csv", matrix.as_csv(found.matrix))
         put(folder / "baselines" / "matrix.html", matrix.page(found.matrix, title))
         put(folder / "baselines" / "matrix.svg", matrix.picture(found.matrix))
+    if found.explained:
+        title = f"{found.study.title or found.study.name} · the model explained"
+        put(folder / "explain" / "explained.html", explained.page(found.explained, title))
+        put(folder / "explain" / "importance.svg", explained.picture(found.explained))
+        for name, text in explained_csv.files(found.explained).items():
+            put(folder / "explain" / name, text)
     if found.shown is not None and found.shown in found.scored:
         trained = found.trained.get(found.shown)
         made, model = (trained.record, trained.model) if trained else (None, found.scored[found.shown].base)

@@ -38,11 +38,12 @@ class Ward(Traffic):
 
     def __init__(self, site: SiteFile, plan: Plan, data: Path, policy: Policy | None = None) -> None:
         """Args:
-        policy: what binds it; by default the site file's, with score histograms as fine as the study asks.
+        policy: what binds it; by default the site file's, with score histograms as fine as the study asks, and explanations.
         """
         super().__init__()
         self.name, self.site, self.plan, self.data = site.name, site, plan, data
-        self.policy = policy or site.policy.model_copy(update={"finest_bins": IN_ONE_PROCESS, "merge_scores": False})
+        lifted = {"finest_bins": IN_ONE_PROCESS, "merge_scores": False, "explanations": True}
+        self.policy = policy or site.policy.model_copy(update=lifted)
         self.cohort: Cohort | None = None
         self.rows: Rows | None = None
         self.fingerprint = ""

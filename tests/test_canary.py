@@ -176,7 +176,7 @@ def test_canaries_are_found_in_the_rows_and_nowhere_else(planted, run):
     operate(planted, 'policy = "exclude"', 'policy = "warn"')
     said += [run("run", planted, "--more", 1, "--json"), run("status", planted)]
     assert json.loads(said[1].splitlines()[0])["rounds"] == 3
-    said.append(run("baselines", planted))
+    said += [run("baselines", planted), run("explain", planted)]
     failed = run("run", planted, "--more", 1, code=16, program=RAISES + MAIN)
     assert "found KeyError in <string>, line" in failed
     said.append(failed)
@@ -199,7 +199,7 @@ def test_a_message_holds_no_canary(planted):
     state, sites = plan.start(), {name: Ward(site, plan, read.data) for name, site in read.sites.items()}
     for ward in sites.values():
         ward.load()
-    for ask in ("statistics", "profile", "train", "score"):
+    for ask in ("statistics", "profile", "train", "score", "explain"):
         asking = open_round(state, plan, ask, sites)
         while isinstance(asking, Asking):
             messages = [sites[name].answer(encode(asking.request)) for name in asking.sites]

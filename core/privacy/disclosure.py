@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrounds.core.algorithm import Sums
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.params import Array, Vector
 
+EXPLAINED = ("shuffled", "dependence", "attribution")  # what explains a model, beside its subgroups
+HISTOGRAM = ".histogram"
 MERGED = -1.0  # in a histogram: this cell's rows are counted with those of the cell before
 
 
@@ -34,6 +37,10 @@ def withhold(
         * scores of fewer than `minimum` validation rows, and their histogram, leave as of no rows;
         * so do scores of a model of the site's own (`personal`), and its histogram is thinned as the other is;
         * differences to the champion of fewer than `minimum` validation rows leave as of no rows;
+        * so does all else that explains a model (`explain`);
+        * a subgroup of 1 to `minimum` - 1 validation rows leaves as of none, and with it the next smallest ones until those left out hold
+          `minimum` rows or more together: what is left out cannot be had by subtracting the others from all (see `few_of`);
+        * histograms of subgroups leave none at all unless `fine`: subtracted from that of all they could tell of few;
         * a cell of a profile that fewer than `minimum` patients are in leaves together with its neighbours (see `merge_cells`).
 
     Updates and their training loss are not thinned: a site below its minimum cohort sends none at all.
@@ -52,8 +59,14 @@ def withhold(
         few = sums["observed"] < minimum
         thinned["observed"], thinned["sum"] = np.where(few, 0.0, sums["observed"]), np.where(few, 0.0, sums["sum"])
         thinned["levels"] = np.where(sums["levels"] < minimum, 0.0, sums["levels"])
+    groups = [name for name in sums if name.startswith("subgroup.") and not name.endswith(HISTOGRAM)]
+    for name in groups:
+        few, of = few_of(sums[name][:, 0], minimum), f"{name}{HISTOGRAM}"
+        thinned[name] = np.where(few[:, None], 0.0, sums[name])
+        thinned[of] = np.where(few.reshape(-1, 1, 1, 1) if fine else True, 0.0, sums[of])
+    explained = [*EXPLAINED, *groups, *(f"{name}{HISTOGRAM}" for name in groups)]
     for about, names in (
-        ("scores", ("scores", "histogram")),
+        ("scores", ("scores", "histogram", *(name for name in explained if name in sums))),
         ("personal", ("personal", "personal.histogram")),
         ("paired", ("paired",)),
     ):
@@ -64,6 +77,20 @@ def withhold(
     for name in [name for name in sums if name.startswith("cells.")]:
         thinned[name] = merge_cells(sums[name], minimum)
     return thinned
+
+
+def few_of(counts: Vector, minimum: int) -> NDArray[np.bool_]:
+    """(groups,) which groups of one parting stay out: those of few patients, and as many of the next smallest as hide them.
+
+    >>> few_of(np.array([40.0, 4.0, 12.0, 0.0]), 10).tolist(), few_of(np.array([6.0, 40.0, 7.0]), 10).tolist()
+    ([False, True, True, False], [True, False, True])
+    """
+    few = (counts > 0) & (counts < minimum)
+    for at in np.argsort(counts, kind="stable"):
+        if not 0 < float(counts[few].sum()) < minimum:
+            break
+        few[at] = counts[at] > 0
+    return few
 
 
 def _cells(sums: Sums, by_time: bool) -> list[Array]:
