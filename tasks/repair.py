@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedrounds.core.dictionary import DICTIONARY
 from fedrounds.core.errors import ServiceError
 from fedrounds.tasks.model_folder import MODEL
 
 if TYPE_CHECKING:
     from fedrounds.tasks.folder import State
 
-FILES = ("model/MLmodel", f"model/{MODEL}", "parameters.npz", "verdicts.json")  # of a version
+FILES = ("model/MLmodel", f"model/{MODEL}", f"model/{DICTIONARY}", "parameters.npz", "verdicts.json")  # of a version
 
 
 class Mending:
