@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
             from fedrounds.cli.catalogue import catalogue
 
             return catalogue(arguments.command, arguments.json)
-        case "plan" | "report" | "baselines" | "explain" | "repair" | "verify":
+        case "plan" | "report" | "baselines" | "explain" | "repair" | "verify" | "serve" | "score":
             return _told(arguments)
         case _:
             from fedrounds.cli.ui import ui
@@ -163,6 +163,10 @@ def _told(arguments: argparse.Namespace) -> int:
         from fedrounds.cli.explain import explain
 
         return explain(arguments.dir, arguments.data, arguments.state, arguments.json)
+    if arguments.command in ("serve", "score"):
+        from fedrounds.cli.serve import serving
+
+        return serving(arguments)
     from fedrounds.cli.repair import repair
 
     return repair(arguments.dir, arguments.state, arguments.json)
@@ -346,6 +350,7 @@ def _parser() -> argparse.ArgumentParser:
         repair,
         verify,
         ui,
+        *kinds.serving(command),
     ):
         made.add_argument(
             "--state", type=Path, metavar="FOLDER", help="the state folder (default: mlruns/ at or above DIR)"

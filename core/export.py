@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedrounds.core.params import Vector
+from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Statistics
 from fedrounds.core.study import Category, Feature, Number, Study, canonical
 
@@ -86,6 +86,28 @@ def example(study: Study, rows: int = 3) -> Any:
             levels = _levels(feature)
             frame[feature.name] = [levels[i % len(levels)] for i in range(rows)]
     return pd.DataFrame(frame)
+
+
+def frame(features: Sequence[Feature], values: Array) -> Any:
+    """Cleaned values (n, features), as `clean` and `dictionary.check` give them, as the data frame that the pipeline takes."""
+    import pandas as pd
+
+    made: dict[str, Any] = {}
+    for j, feature in enumerate(features):
+        column = values[:, j]
+        if isinstance(feature, Category):
+            cells = np.array([*_levels(feature), _other(feature), np.nan if numeric(feature) else None])
+            column = cells[np.where(np.isnan(column), len(cells) - 1, column).astype(np.intp)]
+        made[feature.name] = column
+    return pd.DataFrame(made)
+
+
+def _other(feature: Category) -> Any:
+    """A value that is no level and no missing code."""
+    listed: list[Any] = [cell for cell in _listed(feature) if cell is not None]
+    if numeric(feature):
+        return 2.0 * float(np.abs(listed).max()) + 1.0
+    return "other than " + "".join(listed)
 
 
 def _encoder(feature: Feature) -> Any:

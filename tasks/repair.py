@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedrounds.core.dictionary import DICTIONARY
 from fedrounds.core.errors import ServiceError
 from fedrounds.tasks.model_folder import MODEL
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FILES = (
     "model/MLmodel",
     f"model/{MODEL}",
+    f"model/{DICTIONARY}",
     "parameters.npz",
     "statistics.npz",
     "study.json",

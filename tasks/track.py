@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedrounds.core.dictionary import DICTIONARY, described
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
@@ -354,6 +355,7 @@ def _save(plan: Plan, model: Any, folder: Path) -> None:
         pyfunc_predict_fn=predict,
         pip_requirements=[f"{name}=={version(name)}" for name in ("scikit-learn", "skops", "numpy", "pandas")],
     )
+    (folder / DICTIONARY).write_text(described(plan.study), encoding="utf-8")
 
 
 def _warm() -> None:
