@@ -103,6 +103,7 @@ class Closed:
     personal: Scores = field(
         default_factory=dict[str, tuple[Array, Array]]
     )  # of sites' own models, where they have any
+    compared: bool = False  # under differential privacy: the model is to be judged, though it has no scores
 
 
 def open_round(
@@ -173,6 +174,7 @@ def _closed(
         keyring,
         worse,
         folded.personal,
+        folded.compared,
     )
 
 
@@ -334,5 +336,5 @@ def expected(request: Request, plan: Plan) -> Shapes:
         return phases.expected(request, sheet_of(plan, request).layout())
     shapes = beside(plan.algorithms[request.ask].shapes(request.exchange), plan.study.protocol.codec)
     if "champion" in request.arrays:
-        shapes = {**shapes, "paired": (PAIRED,)}
+        shapes = {**shapes, ("compared" if plan.study.privacy.dp else "paired"): (PAIRED,)}
     return {name: (shape, "") for name, shape in shapes.items()}
