@@ -27,6 +27,7 @@ bench: $(VENV)/ready ## speed, as ratios; writes docs/benchmarks.md
 bench-privacy: $(VENV)/ready ## masks, noise, encryption, rotation, groups, the log, a year under one budget; writes docs/privacy-*.md
 	$(BIN)/python benchmarks/privacy_masks.py
 	$(BIN)/python benchmarks/privacy_dp.py
+	$(BIN)/python benchmarks/privacy_scores.py
 	$(BIN)/python benchmarks/privacy_ckks.py
 	$(BIN)/python benchmarks/privacy_rotation.py
 	$(BIN)/python benchmarks/privacy_groups.py

@@ -45,7 +45,8 @@ def study(folder: Path, weeks: int) -> Path:
     text = protocol.read_text()
     for old, new in (('weights = "patients"', 'weights = "uniform"'), (", epochs = 2, batch = 32", "")):
         text = text.replace(old, new)
-    private = f'dp = {{ unit = "patient", epsilon = {EPSILON}, patients = 200, rounds = {weeks} }}'
+    scores = f"{{ every = {max(weeks // 4, 1)} }}"  # versions are held against the champion once a quarter
+    private = f'dp = {{ unit = "patient", epsilon = {EPSILON}, patients = 200, rounds = {weeks}, scores = {scores} }}'
     protocol.write_text(f"{text}\n[privacy]\n{private}\n")
     operations.write_text('rounds = 1\nquorum = 3\n\n[schedule]\ninterval = "7d"\nrounds = 1\n')
     return folder

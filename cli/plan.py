@@ -41,6 +41,10 @@ def plan(directory: Path, state: Path | None, as_json: bool) -> int:
         f"  a step's noise is {found.noise:.2g} times the clip over {sites} sites, {found.drowned:.2g} of the signal at most after all steps"
     )
     print(f"  a feature's mean is blurred by {found.blurred:.2g} of half its range")
+    if found.doubt is not None:
+        print(
+            f"  a version must lower the mean loss by {found.doubt:.2g} for its comparison's noise alone not to hide it"
+        )
     for text in found.warnings:
         print(f"warning: {text}")
     return 0

@@ -24,7 +24,8 @@ class Folded:
     state: RunState
     scores: Scores = field(default_factory=dict[str, tuple[Array, Array]])
     paired: Mapping[str, Array] = field(default_factory=dict[str, Array])
-    """site -> [n, sum of d, sum of d²] with d = loss(model) − loss(champion) of a validation row, where a champion was scored beside it"""
+    """site -> [n, sum of d, sum of d²] with d = loss(model) − loss(champion) of a validation row, where a champion was scored beside it; under
+    differential privacy the variances of the noise in the three follow"""
     training: Mapping[str, tuple[float, float, float]] = field(default_factory=dict[str, tuple[float, float, float]])
     """site -> (training rows, sum of their losses under the model that came in, lambda)"""
     personal: Scores = field(default_factory=dict[str, tuple[Array, Array]])
@@ -35,6 +36,8 @@ class Folded:
     explained: Mapping[str, Sums] = field(
         default_factory=dict[str, Sums]
     )  # site -> its sums by which a model is explained, where they were asked for
+    compared: bool = False
+    """whether the model is to be judged although nobody is told its scores: under differential privacy"""
 
 
 class Algorithm(NamedTuple):

@@ -23,7 +23,7 @@ def judged(
         known: whether that version was judged on an earlier visit.
         failed: sites whose data did not pass the gate in the round that made that version.
     """
-    if known or not closed.scores or closed.scored == 0 or closed.goal:
+    if known or not (closed.scores or closed.compared) or closed.scored == 0 or closed.goal:
         return closed.state, None
     decision = judge(rule, closed.scores, closed.paired if closed.state.champion else None, failed, closed.worse)
     if not decision.promote:

@@ -57,7 +57,7 @@ class Promotion(Frozen):
     `confidence`: of the interval of the mean paired difference, whose upper end must show the fall; 0 asks the mean alone.
     `gates`: "passed" asks that every site's data passed the gate in the version's round, those that sat it out for it included.
     `approval`: "required" lets a person have the last word on what passes (`fedrounds promote`).
-    A study under differential privacy has no champion: scores stay at the sites.
+    A study under differential privacy has a champion where `privacy.dp.scores` lets noised comparisons leave; else scores stay at the sites.
     """
 
     improvement: NonNegative = 0.0

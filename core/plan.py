@@ -25,7 +25,9 @@ from fedrounds.core.participation import paced
 from fedrounds.core.personal import beside
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.privacy import joint, private, updates
+from fedrounds.core.privacy.compared import comparing
 from fedrounds.core.privacy.hospital import Hospitals
+from fedrounds.core.privacy.patient import Differential
 from fedrounds.core.privacy.settings import Private
 from fedrounds.core.profile import profiling
 from fedrounds.core.sheets import UNKNOWN, share
@@ -131,7 +133,10 @@ def _noised(study: Study, dp: Private, family: Family, agreed: Mapping[str, tupl
     else:
         first = private.statistics(study, dp)
         train = private.training(study, dp, family, parts.combine.rule(), step, _weight(study), agreed)
-    return {"statistics": first, "train": train, "score": private.silent(train)}
+    if not (isinstance(dp, Differential) and dp.scores):
+        return {"statistics": first, "train": train, "score": private.silent(train)}
+    known = partial(joint.in_comparison, dp) if study.masked else None
+    return {"statistics": first, "train": train, "score": comparing(dp, dp.scores, family, agreed, known)}
 
 
 def _penalised(family: Family, study: Study) -> Gradient:

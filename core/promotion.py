@@ -6,23 +6,34 @@ Both models are scored on the same validation rows at the same visit, so their l
 The interval of a mean difference is Student's, two-sided, with n − 1 degrees of freedom (Student 1908), over the patients of all sites
 together: it takes patients as independent draws and knows nothing of hospitals as clusters. It is one look: at a confidence of 0.95 a
 version that is no better passes once in forty, so a study that asks every round for long should ask for more confidence.
+
+Under differential privacy the three sums hold noise of known variance, which the interval takes in (D'Orazio, Honaker and King 2015,
+"Differential privacy for social science inference": the variance of an estimate is that of sampling plus that of the noise):
+
+    mean ± t √( s²/n + (v_Σd + mean² v_n) / n² )            s² from Σd² + ¾ t √v_Σd²
+
+The second term is that of a ratio of two noised sums (delta method). Σd² is taken to be larger than it is told, as too small an s² would promote:
+with ¾ a version that is no better passes no oftener than without noise, whatever s² and the noise are (a test goes through them).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from fedrounds.core.algorithm import Scores
+from fedrounds.core.evaluate import PAIRED
 from fedrounds.core.masked import TOGETHER
 from fedrounds.core.operations import Promotion
 from fedrounds.core.params import Array
 from fedrounds.core.worse import Worse
 
 Outcome = Literal["promoted", "kept", "pending"]
+HIDDEN = 0.75  # of t standard deviations of the noise in Σd²: so much of it may be missing
 
 
 class Interval(NamedTuple):
@@ -61,7 +72,7 @@ class Decision(NamedTuple):
 
 
 def interval(sums: Array, confidence: float) -> Interval:
-    """The mean of n differences and its interval, from `[n, Σd, Σd²]`.
+    """The mean of n differences and its interval, from `[n, Σd, Σd²]`, and behind them the variances of the noise in each where there is any.
 
     s² = (Σd² − (Σd)²/n) / (n − 1), mean ± t s / √n. A confidence of 0 gives the mean alone; below two patients there is no interval.
 
@@ -70,13 +81,32 @@ def interval(sums: Array, confidence: float) -> Interval:
     """
     from scipy.special import stdtrit  # here, because `fedrounds --help` must not load scipy
 
-    n, total, squares = (float(value) for value in sums)
+    n, total, squares = (float(value) for value in sums[:PAIRED])
     mean = total / n
     if n < 2:
-        return Interval(int(n), mean, None, None)
-    spread = sqrt(max(squares - total * mean, 0.0) / (n - 1))
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * spread / sqrt(n)
-    return Interval(int(n), mean, mean - half, mean + half) if isfinite(half) else Interval(int(n), mean, None, None)
+        return Interval(round(n), mean, None, None)
+    t = float(stdtrit(n - 1, (1 + confidence) / 2))
+    v_n, v_total, v_squares = (float(value) for value in sums[PAIRED:]) if len(sums) > PAIRED else (0.0, 0.0, 0.0)
+    spread = max(squares + HIDDEN * t * sqrt(v_squares) - total * mean, 0.0) / (n - 1)
+    half = t * sqrt(spread / n + (v_total + mean * mean * v_n) / (n * n))
+    return (
+        Interval(round(n), mean, mean - half, mean + half) if isfinite(half) else Interval(round(n), mean, None, None)
+    )
+
+
+def beyond_noise(sums: Array, sites: int, confidence: float) -> float:
+    """How much of a site's mean difference its own noise does not explain, as one of so many sites; the mean itself where there is no noise.
+
+    By Bonferroni none of the sites is above its true mean by chance with this confidence; so that noise alone does not veto.
+
+    >>> round(beyond_noise(np.array([100.0, 10.0, 4.0, 0.0, 4.0, 0.0]), 1, 0.95), 6)  # 0.1 less 1.96 times 2 in 100
+    0.060801
+    """
+    mean = float(sums[1] / sums[0])
+    if len(sums) == PAIRED:
+        return mean
+    noise = sqrt(float(sums[PAIRED + 1] + mean * mean * sums[PAIRED])) / float(sums[0])
+    return mean - NormalDist().inv_cdf(1 - (1 - confidence) / (2 * sites)) * noise
 
 
 def judge(
@@ -93,8 +123,9 @@ def judge(
     What passes waits for a person where `approval` is required.
 
     Args:
-        candidate: what each site's validation rows say of the version, for the sentence.
-        paired: site -> [n, Σd, Σd²] against the champion, of sites with validation rows; None if there is no champion.
+        candidate: what each site's validation rows say of the version, for the sentence; empty where nobody is told.
+        paired: site -> [n, Σd, Σd²] against the champion, of sites with validation rows; None if there is no champion. Where noise is in them
+            (their variances follow) a site counts as risen by what its noise does not explain.
         failed: sites whose data did not pass the gate in the version's own round.
         worse: under masks, at how many sites the loss rose by more than the protocol's margin, which then takes the place of `rule.margin`:
             there must be none.
@@ -114,13 +145,15 @@ def judge(
     if not shared:
         return Decision("kept", "kept the champion: no site has scored both models", checks=tuple(gates))
     sites = {site: interval(paired[site], rule.confidence) for site in shared}
-    total = np.zeros(3)
+    total = np.zeros_like(paired[shared[0]])
     for site in shared:
         total = total + paired[site]
+    noised = len(total) > PAIRED
     pooled = interval(total, rule.confidence)
     masked = shared == [TOGETHER]  # then there is no site's own to look at
-    worst = max(shared, key=lambda site: sites[site].mean)
-    rise = sites[worst].mean
+    rises = {site: beyond_noise(paired[site], len(shared), rule.confidence) for site in shared}
+    worst = max(shared, key=lambda site: rises[site])
+    rise = rises[worst]
     must = 0.0 - rule.improvement
     better = Check("improvement", pooled.high is not None and pooled.high < must, pooled.high, must)
     harmless = Check("margin", rise <= rule.margin, rise, rule.margin)
@@ -128,14 +161,21 @@ def judge(
         harmless = Check("worse", worse.sites == 0, float(worse.sites), 0.0)
     checks = (better, *gates) if masked and not worse else (better, harmless, *gates)
     found = Decision("kept", "", pooled, {} if masked else sites, checks, rule.confidence, worse)
-    where = f"; {worse.said}" if worse else "" if masked else f"; worst at '{worst}', {rise:+.4g}"
+    where = (
+        f"; {worse.said}"
+        if worse
+        else ""
+        if masked
+        else f"; worst at '{worst}', {rise:+.4g}{' less its noise' if noised else ''}"
+    )
     over = "all sites together" if masked else f"{len(shared)} sites"
 
-    after = sum(float(candidate[site][0][1]) for site in shared) / pooled.n
-    change = f"pooled {after - pooled.mean:.4g} to {after:.4g}"
+    change = "noise included" if noised else _change(candidate, shared, pooled)
     sure = f"{_interval(pooled, rule.confidence)}{change}"
     if worse and not harmless.passed:
         why = f"{worse.said} ({change})"
+    elif not harmless.passed and noised and not masked:
+        why = f"the loss at '{worst}' rose by {rise:.4g} more than its noise explains, the margin is {rule.margin:.4g} ({sure})"
     elif not harmless.passed and not masked:
         now = float(candidate[worst][0][1]) / sites[worst].n
         why = f"the loss at '{worst}' rose by {rise:.4g} from {now - rise:.4g} to {now:.4g}, the margin is {rule.margin:.4g} ({change})"
@@ -148,6 +188,11 @@ def judge(
         why = f"the loss fell by {-pooled.mean:.4g} ({sure}) over {over}{where}"
         return _passed(rule, why, found)
     return found._replace(reason=f"kept the champion: {why}")
+
+
+def _change(candidate: Scores, shared: Sequence[str], pooled: Interval) -> str:
+    after = sum(float(candidate[site][0][1]) for site in shared) / pooled.n
+    return f"pooled {after - pooled.mean:.4g} to {after:.4g}"
 
 
 def _passed(rule: Promotion, why: str, found: Decision) -> Decision:

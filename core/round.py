@@ -113,6 +113,7 @@ class Closed:
     explained: Mapping[str, Sums] = field(
         default_factory=dict[str, Sums]
     )  # site -> sums by which the model is explained
+    compared: bool = False  # under differential privacy: the model is to be judged, though it has no scores
 
 
 def open_round(
@@ -193,6 +194,7 @@ def _closed(
         asking.goal,
         asking.epochs,
         folded.explained,
+        folded.compared,
     )
 
 
@@ -364,5 +366,5 @@ def expected(request: Request, plan: Plan) -> Shapes:
         return phases.expected(request, sheet_of(plan, request).layout())
     shapes = beside(plan.algorithms[request.ask].shapes(request.exchange), plan.study.protocol.codec)
     if "champion" in request.arrays:
-        shapes = {**shapes, "paired": (PAIRED,)}
+        shapes = {**shapes, ("compared" if plan.study.privacy.dp else "paired"): (PAIRED,)}
     return {name: (shape, "") for name, shape in shapes.items()}

@@ -46,7 +46,8 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
     """
     assert study.masked is not None
     wide = SQUARES if study.target.kind in ("regression", "none") else SUMS
-    sizes = {**shapes, **({"paired": (3,)} if champion else {}), **({"weight": (1,)} if "delta" in shapes else {})}
+    judged = "compared" if study.privacy.dp else "paired"
+    sizes = {**shapes, **({judged: (3,)} if champion else {}), **({"weight": (1,)} if "delta" in shapes else {})}
     sizes |= {"worse": (SIZE,)} if champion and study.masked.margin is not None else {}
     if study.privacy.dp:
         return Sheet(joint.grids(study, ask, sizes), sizes)

@@ -30,7 +30,7 @@ from fedrounds.flows.show import show
 from fedrounds.flows.step import do, key, tag
 from fedrounds.reports.drift import drift_table
 from fedrounds.reports.summary import markdown_table
-from fedrounds.tasks import drift, letters
+from fedrounds.tasks import drift, letters, privacy
 from fedrounds.tasks import visit as tasks
 from fedrounds.tasks.correspondence import Correspondence
 from fedrounds.tasks.opening import opening
@@ -91,6 +91,8 @@ async def rounds(run: Run, more: int) -> None:
             await do(run, tasks.preprocess, group, run)
     run.aim(more)
     while run.state.round < run.target:
+        if privacy.due(run):
+            await visit(run, "score", tasks.score)
         await visit(run, "train", tasks.fit)
     if not run.scored:
         await visit(run, "score", tasks.score)

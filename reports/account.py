@@ -285,6 +285,8 @@ def privacy(of: Evidence) -> Markup:
         if dp.unit == "hospital":
             whose, by = "hospital's privacy", "what one hospital sends, all of its patients together"
         left = "What left a hospital was one noised vector of statistics and noised updates"
+        if dp.scores:
+            left = "What left a hospital was one noised vector of statistics, noised updates, and noised comparisons with the champion"
         if of.study.masked:
             left = "What left the hospitals was masked: whoever runs the study knows noised sums over those that were heard"
         return tag(

@@ -59,6 +59,11 @@ def fairness(of: Evidence) -> Markup | None:
             f" {figure(measured[best] - measured[worst])}. The worst hospital lies {figure(abs(gap))}"
             f" {'below' if gap > 0 else 'above'} all hospitals together ({figure(together)}); small hospitals differ by chance alone."
         )
+    if unjudged and of.study.privacy.dp:
+        return tag(
+            "p",
+            "Under differential privacy no score leaves a hospital: how the model does at one is known to that hospital alone.",
+        )
     if unjudged:
         parts.append(
             f"Not judged, for want of patients set aside, of both outcomes, or of taking part: {listed(unjudged, 12)}."

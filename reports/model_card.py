@@ -40,7 +40,7 @@ def summary(study: Study, scored: Record, trained: Record | None = None, acts: S
         *(_sentence(text(act)) for act in acts[-5:]),
         f"Purpose: {text(study.title or study.name)}",
         text(study.note),
-        _data(scored, trained),
+        _data(study, scored, trained),
         _by_site(study, scored),
         _calibration(study, scored),
         _gates(trained or scored),
@@ -142,10 +142,12 @@ def _scores(study: Study, scored: Record) -> str:
         if key in found:
             blur = f" ({error(found[f'{key}_error'])} by its histograms)" if f"{key}_error" in found else ""
             parts.append(f"{NAMES[key]} {found[key]:.4f}{blur}")
-    return ", ".join(parts) or "no score"
+    return ", ".join(parts) or ("compared by noised sums alone" if study.privacy.dp else "no score")
 
 
-def _data(scored: Record, trained: Record | None) -> str:
+def _data(study: Study, scored: Record, trained: Record | None) -> str:
+    if study.privacy.dp:
+        return "Data: of how many patients, is known to their hospitals alone."
     parts: list[str] = []
     if trained:
         rows = {site: found["training"]["patients"] for site, found in trained["sites"].items() if "training" in found}

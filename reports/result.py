@@ -113,7 +113,9 @@ def headline(of: Evidence) -> Markup:
     parts = [
         f"{who} in {count(of.rounds, 'round')}; what travelled was sums, counts and model updates, never a patient's row."
     ]
-    if value is None:
+    if value is None and of.study.privacy.dp:
+        parts.append("How good the model is stays at the hospitals: under differential privacy no score leaves them.")
+    elif value is None:
         parts.append("No model could be judged: there were too few patients set aside, or all had the same outcome.")
     else:
         which = f"the champion, round {of.shown}," if of.shown == of.champion else f"of round {of.shown}"

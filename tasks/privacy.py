@@ -12,6 +12,7 @@ from fedrounds.core.errors import StudyError
 from fedrounds.core.messages import Request, encode
 from fedrounds.core.operations import Operations, Promotion
 from fedrounds.core.privacy.accounting import Budget, epsilon
+from fedrounds.core.privacy.patient import Scores
 from fedrounds.core.study import Study
 from fedrounds.site.budget import Budgets
 from fedrounds.tasks.calendar import following
@@ -31,8 +32,16 @@ def agrees(study: Study, operations: Operations) -> None:
     for found, why in (
         (operations.drift is not None, "[drift] sends exact profiles of the rows: drop it from operations.toml"),
         (
-            operations.promotion != Promotion(),
-            "[promotion] compares exact scores of each site, which stay there: drop it from operations.toml (the newest model is the result)",
+            operations.promotion != Promotion() and not compares(study),
+            "[promotion] compares exact scores of each site, which stay there: drop it from operations.toml, or state privacy.dp.scores",
+        ),
+        (
+            operations.promotion.confidence == 0,
+            "a promotion by the mean alone would heed the noise in it as if it were none: state a `confidence` above 0 in operations.toml",
+        ),
+        (
+            compares(study) is not None and study.validation.fold is None and study.validation.fraction == 0,
+            "privacy.dp.scores holds versions against the champion on validation patients, and there are none: state validation.fraction",
         ),
         (
             operations.gate.quarantine > 0,
@@ -45,6 +54,17 @@ def agrees(study: Study, operations: Operations) -> None:
     ):
         if found:
             raise StudyError(f"expected what goes with differential privacy: {why}")
+
+
+def compares(study: Study) -> Scores | None:
+    """How versions are compared under differential privacy, None where they are not, or where there is none."""
+    return study.privacy.dp.scores if study.privacy.dp else None
+
+
+def due(run: Run) -> bool:
+    """Whether the version at hand must be held against the champion, under differential privacy, before the study trains on."""
+    scores = compares(run.plan.study)
+    return scores is not None and scores.due(run.state.round) and not run.scored
 
 
 def ledgers(run: Run) -> None:
@@ -94,7 +114,8 @@ def spent(run: Run, round: int) -> dict[str, Any]:
     digest, wards = run.plan.digest, {} if run.carrier == "mail" else run.wards
     held = [ward.budgets.spent(name).get(digest, []) for name, ward in wards.items() if ward.budgets]
     trained, delta = dp.training_event(), dp.budget.delta
-    closed = [dp.statistics_event(), trained._replace(times=trained.times * round)]
+    compared = dp.comparing(run.state.round)  # the model that came in is the last that was compared
+    closed = [dp.statistics_event(), trained._replace(times=trained.times * round), *compared]
     return {"epsilon": max((epsilon(events, delta) for events in (held or [closed])), default=0.0), "delta": delta}
 
 

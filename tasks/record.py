@@ -32,7 +32,7 @@ def record(
     plain, weighted = training_loss(closed.training) if closed.training else (None, None)
     taking_part = closed.heard or sorted((closed.scores or wards).keys() - closed.refused.keys() - set(excluded))
     return {
-        "scored": closed.scored if closed.scores else None,
+        "scored": closed.scored if closed.scores or closed.compared else None,
         "metrics": metrics(plan.task, pooled, histogram) if closed.scores else {},
         "training": {} if plain is None else _training(closed, plain, weighted),
         **({"personal": _own(plan, closed.personal, closed.scores)} if closed.personal else {}),

@@ -135,7 +135,7 @@ class Ward(Traffic):
     def reply(self, asked: Request, memory: SiteState) -> tuple[SiteState, Reply]:
         """Answer one request out of a memory; returns the one that it leaves."""
         with withheld(f"an answer of site '{self.name}'"):
-            if events(self.plan.study, asked.ask):
+            if events(self.plan.study, asked.ask, "champion" in asked.arrays):
                 return self._charged(asked, memory)
             return self._answered(asked, memory)
 
@@ -144,7 +144,7 @@ class Ward(Traffic):
     ) -> tuple[Vault | Safe, SiteState, Reply]:
         """Answer one request of a study that hides its sums; returns the secrets and the memory that it leaves."""
         with withheld(f"an answer of site '{self.name}'"):
-            charged = bool(events(self.plan.study, asked.ask))
+            charged = bool(events(self.plan.study, asked.ask, "champion" in asked.arrays))
             number = self._reserve(asked) if charged else 0
             if isinstance(number, str):
                 return vault, memory, answer_to(asked, self.name, number)
@@ -180,9 +180,8 @@ class Ward(Traffic):
             return refusal
         study, question = self.plan.study, privacy.question(asked, self.fingerprint, self.name)
         limits = privacy.limits(study, self.policy)
-        return self._ledger.reserve(
-            self.name, self.plan.digest, asked.round, question, events(study, asked.ask), *limits
-        )
+        costs = events(study, asked.ask, "champion" in asked.arrays)
+        return self._ledger.reserve(self.name, self.plan.digest, asked.round, question, costs, *limits)
 
     def _settle(self, number: int, reply: Reply, keep: bool) -> None:
         if reply.refusal:

@@ -36,11 +36,12 @@ def withhold(
         * a level that fewer than `minimum` patients have leaves as 0;
         * scores of fewer than `minimum` validation rows, and their histogram, leave as of no rows;
         * so do scores of a model of the site's own (`personal`), and its histogram is thinned as the other is;
-        * differences to the champion of fewer than `minimum` validation rows leave as of no rows;
         * so does all else that explains a model (`explain`);
         * a subgroup of 1 to `minimum` - 1 validation rows leaves as of none, and with it the next smallest ones until those left out hold
           `minimum` rows or more together: what is left out cannot be had by subtracting the others from all (see `few_of`);
         * histograms of subgroups leave none at all unless `fine`: subtracted from that of all they could tell of few;
+        * differences to the champion of fewer than `minimum` validation rows leave as of no rows; those that are noised where their noised
+          count is below it, and where they get their noise later, under masks, only where no scores may leave: the true count must decide nothing;
         * a cell of a profile that fewer than `minimum` patients are in leaves together with its neighbours (see `merge_cells`).
 
     Updates and their training loss are not thinned: a site below its minimum cohort sends none at all.
@@ -69,6 +70,7 @@ def withhold(
         ("scores", ("scores", "histogram", *(name for name in explained if name in sums))),
         ("personal", ("personal", "personal.histogram")),
         ("paired", ("paired",)),
+        *([("compared", ("compared",))] if alone or not scores else []),
     ):
         if about in sums and (sums[about][0] < minimum or not scores):
             thinned |= {name: np.zeros_like(sums[name]) for name in names}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from math import sqrt
+from statistics import NormalDist
 from typing import NamedTuple
 
 from fedrounds.core.plan import Plan
-from fedrounds.core.privacy import private
+from fedrounds.core.privacy import compared, private
 from fedrounds.core.privacy.accounting import epsilon
 from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.noise import Gaussian
 from fedrounds.core.privacy.noised import honest
+from fedrounds.core.privacy.patient import Differential, Scores
+from fedrounds.core.study import Study
 
 DROWNED = (
     0.5  # noise over the most that signal can be, after all steps: above it a study is not worth its patients' privacy
@@ -29,6 +32,7 @@ class Forecast(NamedTuple):
         drowned: the same after all steps, where signal adds up and noise by its square root.
         blurred: standard deviation of the noise in a feature's mean, in halves of its range.
         warnings: why it cannot work, or what to know; empty if there is nothing.
+        doubt: how far noise alone makes the interval of a comparison with the champion reach; None where none are made.
     """
 
     epsilons: tuple[float, ...]
@@ -37,6 +41,7 @@ class Forecast(NamedTuple):
     drowned: float
     blurred: float
     warnings: tuple[str, ...]
+    doubt: float | None = None
 
 
 def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
@@ -54,7 +59,9 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
     first, one = dp.statistics_event(), dp.training_event()
     budget, size = dp.budget, plan.family.layout.size
     reach = min(rounds, dp.rounds)
-    epsilons = tuple(epsilon([first, one._replace(times=one.times * r)], budget.delta) for r in range(reach + 1))
+    epsilons = tuple(
+        epsilon([first, one._replace(times=one.times * r), *dp.comparing(r)], budget.delta) for r in range(reach + 1)
+    )
     if isinstance(dp, Hospitals):  # in clips; what is divided by is the number of hospitals alone
         mechanism, clip, divisor, rows, steps = dp.mechanism(dp.size(size)), 1.0, 1.0, 1.0, 1
     else:
@@ -72,6 +79,7 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
     drowned = noise / sqrt(max(reach, 1) * steps)
     counts = Gaussian(private.sensitivity(study), first.multiplier, 1 + sum(map(private.shares_of, study.features)))
     blurred = counts.deviation / rows * apart
+    doubt = _doubt(dp, dp.scores, study, sites) if isinstance(dp, Differential) and dp.scores else None
     protected = dp.hospitals if isinstance(dp, Hospitals) else dp.patients
     warnings = [
         (
@@ -91,6 +99,10 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
             f"the noise moves a feature's mean by {blurred:.2g} of half its range: raise privacy.dp.statistics, or ask for fewer features",
         ),
         (
+            doubt is not None and dp.scores is not None and doubt > dp.scores.clip,
+            "no version can be promoted: the noise in a comparison is larger than all patients' losses can move it: raise privacy.dp.scores.every",
+        ),
+        (
             budget.delta > 1 / protected,
             f"δ = {budget.delta:.2g} is more than one {dp.unit} in {protected}: state a smaller one",
         ),
@@ -100,4 +112,17 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
         ),
         (budget.epsilon > 10, f"ε = {budget.epsilon:.3g} bounds next to nothing of what is learnt about a patient"),
     ]
-    return Forecast(epsilons, one.multiplier, noise, drowned, blurred, tuple(text for holds, text in warnings if holds))
+    said = tuple(text for holds, text in warnings if holds)
+    return Forecast(epsilons, one.multiplier, noise, drowned, blurred, said, doubt)
+
+
+def _doubt(dp: Differential, scores: Scores, study: Study, sites: int) -> float:
+    """How far noise alone makes the interval of a comparison reach at 95 %, in loss.
+
+    As many patients judge at each site as `validation.fraction` leaves beside those that train, whatever a fold column says.
+    """
+    share = study.validation.fraction
+    judging = max(sites * dp.patients * share / (1 - share), 1.0)
+    made = sites / honest(sites, dp.colluders) if study.masked else sites  # times the variance of what is accounted for
+    noise = compared.mechanism(dp).deviation * scores.clip * sqrt(made)
+    return NormalDist().inv_cdf(0.975) * noise / judging

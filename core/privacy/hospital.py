@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,7 @@ class Hospitals(Frozen):
     statistics: Share = 0.3
     colluders: int | None = Field(default=None, ge=0)
     spare: int = Field(default=0, ge=0, le=100_000)
+    scores: ClassVar[None] = None  # of few hospitals no mean that hides one of them tells which version is better
 
     @property
     def budget(self) -> Budget:
@@ -57,6 +58,11 @@ class Hospitals(Frozen):
     def training_event(self) -> Event:
         """What one round of training costs: one release that every hospital is in."""
         return Event(multiplier(self.budget, 1.0, self.rounds + self.spare, (self.statistics_event(),)))
+
+    def comparing(self, rounds: int) -> tuple[Event, ...]:
+        """Nothing is compared with the champion."""
+        del rounds
+        return ()
 
     def mechanism(self, size: int) -> Gaussian:
         """Of so many numbers: an update in clips, and the bit beside it where the clip follows the updates.

@@ -5,14 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedrounds.core.frozen import Frozen, Rate
 from fedrounds.core.privacy.accounting import Budget, Event, multiplier
 
 UNSTATED = (1, 32)  # epochs and batch of a local rule that states neither
 MOST_EXCHANGES = 64  # of a round
+LATER = (
+    ("colluders", None),
+    ("spare", 0),
+    ("scores", None),
+)  # words that some studies are older than, as they say nothing
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Scores(Frozen):
+    """`scores = { … }`: versions are held against the champion by noised sums, so that there can be one.
+
+    Args:
+        share: of ε for all comparisons together.
+        clip: how far one patient's losses under the two models may be apart; what is beyond is cut.
+        every: so many rounds: versions in between are not compared, and none becomes champion.
+    """
+
+    share: Share = 0.1
+    clip: Rate = 1.0
+    every: int = Field(default=5, ge=1)
+
+    def due(self, round: int) -> bool:
+        """Whether the version of a round is one that is compared."""
+        return round > 0 and round % self.every == 0
+
+    def comparisons(self, rounds: int) -> int:
+        """How many are made of so many rounds' versions: the first that is due has nobody to be compared with.
+
+        >>> [Scores(every=5).comparisons(rounds) for rounds in (0, 5, 9, 10, 52)]
+        [0, 0, 0, 1, 9]
+        """
+        return max(rounds // self.every - 1, 0)
 
 
 class Differential(Frozen):
@@ -31,6 +62,7 @@ class Differential(Frozen):
         colluders: under masks, how many sites of a sum may tell the coordinator the noise that they drew; as many as the masks withstand
             (⌈n/3⌉ - 1 of n) where it is left out. The fewer, the less noise.
         spare: under masks, exchanges that may be asked again after a crash or a lost quorum: each costs as the first time did.
+        scores: how versions are compared with the champion; left out: scores stay at the sites, and there is no champion.
     """
 
     unit: Literal["patient"]
@@ -44,12 +76,29 @@ class Differential(Frozen):
     statistics: Share = 0.3
     colluders: int | None = Field(default=None, ge=0)
     spare: int = Field(default=0, ge=0, le=100_000)
+    scores: Scores | None = None
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Differential:
+        if self.scores is None:
+            return self
+        if not self.scores.comparisons(self.rounds):
+            raise ValueError(
+                f"expected two versions or more to compare in privacy.dp.rounds = {self.rounds}, found that one is due every"
+                f" {self.scores.every} rounds: lower privacy.dp.scores.every, or leave scores out"
+            )
+        if self.statistics + self.scores.share >= 1:
+            raise ValueError(
+                f"expected something of ε left for training, found shares of {self.statistics:g} for privacy.dp.statistics and"
+                f" {self.scores.share:g} for privacy.dp.scores: lower one"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Studies that are older than these words keep their digest."""
         found: dict[str, Any] = plain(self)
-        return {key: value for key, value in found.items() if (key, value) not in (("colluders", None), ("spare", 0))}
+        return {key: value for key, value in found.items() if (key, value) not in LATER}
 
     @property
     def budget(self) -> Budget:
@@ -65,10 +114,21 @@ class Differential(Frozen):
         """What round 0 costs."""
         return Event(multiplier(Budget(self.statistics * self.epsilon, self.budget.delta), 1.0, 1))
 
+    def scores_event(self) -> Event:
+        """What one comparison with the champion costs. Its share of ε is for all that `rounds` make."""
+        assert self.scores is not None
+        share = Budget(self.scores.share * self.epsilon, self.budget.delta)
+        return Event(multiplier(share, 1.0, self.scores.comparisons(self.rounds)))
+
+    def comparing(self, rounds: int) -> tuple[Event, ...]:
+        """What the comparisons of so many rounds' versions cost together; nothing where there are none."""
+        times = self.scores.comparisons(rounds) if self.scores else 0
+        return (self.scores_event()._replace(times=times),) if times else ()
+
     def training_event(self) -> Event:
-        """What one round of training costs: `rounds` of them use up what round 0 leaves."""
+        """What one round of training costs: `rounds` of them use up what round 0 and comparisons leave."""
         releases = self.rounds * self.steps + self.spare
-        z = multiplier(self.budget, self.sample_rate, releases, (self.statistics_event(),))
+        z = multiplier(self.budget, self.sample_rate, releases, (self.statistics_event(), *self.comparing(self.rounds)))
         return Event(z, self.sample_rate, self.steps)
 
     def require_together(self, bits: int) -> None:

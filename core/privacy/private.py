@@ -1,5 +1,6 @@
 """What a study under differential privacy asks of a site, in place of what a study without asks: one noised vector of statistics in round 0,
-noised updates after that, and nothing else. Losses, scores, histograms and profiles stay at the site.
+noised updates after that, noised comparisons with the champion where it says so (`compared.py`), and nothing else. Losses, scores, histograms
+and profiles stay at the site.
 """
 
 from __future__ import annotations
@@ -31,13 +32,19 @@ VARIANCE = 2.0  # the noise in a variance over that in a sum, about: E x² - (E 
 LEAVES: Mapping[Ask, frozenset[str]] = {
     "statistics": frozenset({"noised"}),
     "train": frozenset({"delta"}),
-    "score": frozenset(),
+    "score": frozenset({"compared"}),
 }
 
 
-def events(study: Study, ask: str) -> tuple[Event, ...]:
-    """What answering costs, to be reserved before a row is touched; nothing without differential privacy, and nothing for what tells nothing."""
+def events(study: Study, ask: str, champion: bool = False) -> tuple[Event, ...]:
+    """What answering costs, to be reserved before a row is touched; nothing without differential privacy, and nothing for what tells nothing.
+
+    Args:
+        champion: whether a champion is asked about beside the model.
+    """
     dp = study.privacy.dp
+    if isinstance(dp, Differential) and dp.scores and ask == "score" and champion:
+        return (dp.scores_event(),)
     if dp is None or ask not in ("statistics", "train"):
         return ()
     trained = (
