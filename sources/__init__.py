@@ -10,10 +10,10 @@ from typing import assert_never
 
 from fedrounds.core.errors import StudyError
 from fedrounds.core.table import Table
-from fedrounds.sources import bundled, csv_file, keep, parquet, sql
-from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, ParquetSource, Source, SqlSource
+from fedrounds.sources import bundled, csv_file, images, keep, parquet, sql
+from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, ImageSource, ParquetSource, Source, SqlSource
 
-__all__ = ["BundledSource", "CsvSource", "FoldFile", "ParquetSource", "Source", "SqlSource", "load"]
+__all__ = ["BundledSource", "CsvSource", "FoldFile", "ImageSource", "ParquetSource", "Source", "SqlSource", "load"]
 
 
 def load(source: Source | None, root: Path, site: str) -> Table:
@@ -34,6 +34,8 @@ def load(source: Source | None, root: Path, site: str) -> Table:
             return keep.recipe(parquet.read(source, root, site), source, root, site)
         case SqlSource():
             return sql.read(source, root, site)
+        case ImageSource():
+            return images.read(source, root, site)
         case BundledSource():
             return bundled.read(source, site)
         case _:

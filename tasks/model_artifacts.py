@@ -15,7 +15,8 @@ def write(plan: Plan, state: RunState, folder: Path) -> None:
 
     from fedrounds.reports import forest
 
-    np.savez(folder / "parameters.npz", **plan.family.layout.split(state.theta))
+    named = plan.family.named or plan.family.layout.split
+    np.savez(folder / "parameters.npz", **named(state.theta))
     found = regression(plan, state)
     if found is None:
         return
