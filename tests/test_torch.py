@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import fedrounds
 from torch.nn.functional import cross_entropy
 
 from fedrounds import sources
@@ -27,10 +28,10 @@ from fedrounds.examples.cnn import SmallCnn
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.fsspec import Folder
 from fedrounds.exchange.name import Name
+from fedrounds.ledger import Ledger
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import joined, package
-from fedrounds.tasks.module_folder import ModuleFolder
 
 STUDY = Path(__file__).parents[1] / "studies" / "digits-cnn"
 TARGETS = {
@@ -369,20 +370,62 @@ def test_what_is_exported_predicts_what_the_core_predicts(target):
     )
 
 
-def test_every_rounds_version_gives_the_cores_numbers_by_mlflow_alone(digits, tmp_path):
-    import mlflow.pyfunc
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A study that has run whole: wines of three estates, one of which does not name the module."""
+    place = tmp_path_factory.mktemp("wine")
+    (place / "sites").mkdir()
+    (place / "study.toml").write_text(
+        """name = "wine"
+features = [{ type = "number", name = "alcohol" }, { type = "number", name = "hue" }, { type = "number", name = "flavanoids" }]
+target = { kind = "multiclass", column = "cultivar", classes = [0, 1, 2] }
+model = { kind = "module", name = "torch.nn:Linear", parameters = 12, options = { in_features = 3, out_features = 3 } }
+algorithm = { preset = "fedavg", local = { rate = 0.2, batch = 8 } }
+"""
+    )
+    (place / "operations.toml").write_text("rounds = 2\nquorum = 2\n")
+    for number, site in enumerate(("east", "north", "west")):
+        source = f'source = {{ kind = "bundled", name = "wine", hospital = {number}, shares = [0.4, 0.3, 0.3] }}\n'
+        named = '[policy]\nmodules = ["torch.nn:Linear"]\n' if site != "west" else ""
+        (place / "sites" / f"{site}.toml").write_text(source + named)
+    ended = fedrounds("run", place)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return place, ended
+
+
+def test_a_study_runs_whole_and_a_site_that_does_not_name_the_module_sits_it_out(run):
+    place, ended = run
+    assert ended.stderr == ""
+    with Ledger.open(place / "mlruns" / "wine" / "ledger.db") as ledger:
+        visits = ledger.visits()
+        assert [visit.ask for visit in visits] == ["statistics", "train", "train", "score"]
+        said = "its model is the module torch.nn:Linear, which the site's own file does not name in `modules` under [policy]"
+        assert [visit.record["refused"] for visit in visits] == [{"west": said}] * 4
+        assert ledger.standing().champion is not None
+
+
+def test_every_rounds_version_gives_the_cores_numbers_by_mlflow_alone(run, monkeypatch):
+    import mlflow
     import pandas as pd
 
-    protocol, data = digits
-    plan = build(protocol)
-    first, second = (closed.state for closed in list(simulate(plan, {"west": data["west"]}, 2))[:2])
-    template = ModuleFolder(plan, tmp_path / "kept.zip")
-    frame = pd.DataFrame(data["west"].values[:50], columns=plan.columns)
-    for number, state in enumerate((first, second)):
-        template.write(state, f"run {number}", tmp_path / "models" / str(number))
-        found = mlflow.pyfunc.load_model(str(tmp_path / "models" / str(number))).predict(frame)
-        rows_ = np.column_stack([(frame - state.statistics["center"]) / state.statistics["scale"], np.ones(50)])
-        np.testing.assert_allclose(found, plan.family.predict(state.theta, rows_), rtol=0, atol=1e-12)
-    written = b"".join(file.read_bytes() for file in (tmp_path / "models").rglob("*") if file.is_file())
-    assert str(STUDY.parents[1]).encode() not in written, "where files lie on this machine is nobody's business"
-    assert str(tmp_path).encode() not in written
+    place, _ = run
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlruns' / 'mlflow.db'}")
+    frame = pd.DataFrame({"alcohol": [12.0, 14.1, np.nan], "hue": [1.0, 0.7, 1.2], "flavanoids": [0.6, 3.1, 2.0]})
+    client, found = mlflow.MlflowClient(), {}
+    with Ledger.open(place / "mlruns" / "wine" / "ledger.db") as ledger:
+        plan, states = build(ledger.study()), [ledger.state(visit) for visit in (2, 3)]
+    for version in client.search_model_versions("name = 'wine'"):
+        found[int(version.tags["fedrounds.round"])] = mlflow.pyfunc.load_model(version.source).predict(frame)
+        kept = np.load(Path(version.source.removeprefix("file://")).parent / "parameters.npz")
+        assert {name: kept[name].shape for name in kept} == {"weight": (3, 3), "bias": (3,)}
+    assert sorted(found) == [1, 2]
+    for state in states:
+        raw = frame.fillna(dict(zip(frame.columns, state.statistics["impute"], strict=True))).to_numpy()
+        X = np.column_stack([(raw - state.statistics["center"]) / state.statistics["scale"], np.ones(3)])
+        np.testing.assert_allclose(found[state.round], plan.family.predict(state.theta, X), rtol=0, atol=1e-12)
+    written = {
+        file: file.read_bytes() for file in (place / "mlruns" / "artifacts").rglob("model/**/*") if file.is_file()
+    }
+    assert [file.name for file in written].count("program.pt2") == 2
+    house = [str(path).encode() for path in (STUDY.parents[1], place)]
+    assert not [file.name for file, content in written.items() if any(path in content for path in house)]
