@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan
 from fedrounds.core.state import RunState
 from fedrounds.tasks.model_folder import ModelFolder
@@ -36,7 +37,16 @@ class ModuleFolder(ModelFolder):
 
         module = self.plan.family.estimator(state.theta)
         rows = torch.zeros((2, len(self.plan.columns)), dtype=torch.float64)
-        self.program = torch.export.export(module.eval(), (rows,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        failure = ""
+        try:
+            self.program = torch.export.export(module.eval(), (rows,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        except Exception as error:  # it raises whatever the module's own code makes it stumble over
+            failure = type(error).__name__
+        if failure:
+            raise ServiceError(
+                f"expected a module that torch.export can follow, so that a version can be registered, found {failure} with"
+                f" {self.plan.study.model.runs[0]}: its code must not hang on the numbers in its rows"
+            )
         for node in self.program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it tells where files lie on this machine
         self.save(self.plan, (self._steps(state), self._model(state)), scratch)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from fedrounds import sources
 from fedrounds.core import identity
 from fedrounds.core.answer import Policy
-from fedrounds.core.errors import QuorumError, StudyError
+from fedrounds.core.errors import QuorumError, ServiceError, StudyError
 from fedrounds.core.evaluate import metrics, total
 from fedrounds.core.local import Local
 from fedrounds.core.plan import build
@@ -32,6 +32,7 @@ from fedrounds.ledger import Ledger
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import joined, package
+from fedrounds.tasks.module_folder import ModuleFolder
 
 STUDY = Path(__file__).parents[1] / "studies" / "digits-cnn"
 TARGETS = {
@@ -304,7 +305,9 @@ def test_a_module_is_tried_before_a_site_answers_and_the_reply_says_why():
 def test_without_pytorch_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     plan = build(study())
-    with pytest.raises(StudyError, match=r"not installed here: pip install 'fedrounds\[torch\]'"):
+    with pytest.raises(
+        StudyError, match=r"none that can be imported here \(ModuleNotFoundError\): pip install 'fedrounds\[torch\]'"
+    ):
         plan.start()
     assert "pip install" in plan.family.unready(["torch.nn:Linear"])
 
@@ -368,6 +371,16 @@ def test_what_is_exported_predicts_what_the_core_predicts(target):
     np.testing.assert_allclose(
         found, np.column_stack([1 - ours, ours]) if target == "binary" else ours, rtol=0, atol=1e-12
     )
+
+
+def test_a_module_that_cannot_be_registered_is_told_by_name(tmp_path):
+    plan = build(study(odd("Branching", 4)))
+    assert plan.family.unready(["odd_modules:Branching"]) == ""
+    with pytest.raises(
+        ServiceError, match=r"that torch[.]export can follow, .* with odd_modules:Branching: its code must not hang"
+    ):
+        ModuleFolder(plan, tmp_path / "kept").write(plan.start(plan.no_statistics()), "run", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from importlib import import_module
 from itertools import pairwise
 from math import prod
 from threading import Lock
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 from pydantic import Field, StringConstraints
@@ -187,13 +187,15 @@ def _made(of: Module, shape: tuple[int, ...], outputs: int) -> Made:
 
 
 def _torch() -> Any:
+    torch, failure = None, ""
     try:
-        torch: Any = import_module("torch")
-    except ImportError:
-        torch = None
+        torch = cast(Any, import_module("torch"))
+    except Exception as error:  # a wheel built for graphics cards raises OSError where their libraries are not
+        failure = type(error).__name__
     if torch is None:
         raise StudyError(
-            "expected PyTorch for a model of kind 'module', found it is not installed here: pip install 'fedrounds[torch]' (docs/torch.md)"
+            f"expected PyTorch for a model of kind 'module', found none that can be imported here ({failure}): pip install 'fedrounds[torch]'"
+            " (docs/torch.md)"
         )
     torch.set_num_threads(1)  # sums in one order: the same bits on a machine with more cores
     torch.use_deterministic_algorithms(True)
