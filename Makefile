@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test docs lint types bench bench-privacy soak fuzz demo-federated chaos many-agents lock clean
+.PHONY: run torch test docs lint types bench bench-privacy soak fuzz demo-federated chaos many-agents lock clean
 
 run: $(VENV)/ready ## the first study: real patients, simulated hospitals
 	$(BIN)/fedrounds run studies/diabetes --fresh
 
-test: $(VENV)/ready ## the whole suite
+torch: $(VENV)/torch ## PyTorch, for models of kind "module" (docs/torch.md)
+
+test: $(VENV)/ready $(VENV)/torch ## the whole suite
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 docs: $(VENV)/ready ## the documentation as a site, into build/docs; a broken link fails
@@ -65,4 +67,8 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	mkdir -p $(VENV)/view/fedrounds && ln -sfn ../../../core $(VENV)/view/fedrounds/core
+	touch $@
+
+$(VENV)/torch: requirements-torch.lock $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-torch.lock
 	touch $@

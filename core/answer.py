@@ -17,6 +17,7 @@ from fedrounds.core.frozen import Frozen
 from fedrounds.core.groups import roster_of
 from fedrounds.core.masked import Self
 from fedrounds.core.messages import OF_TABLE, Reply, Request, answer_to
+from fedrounds.core.models.module import Entry
 from fedrounds.core.params import Array
 from fedrounds.core.phases import PHASES
 from fedrounds.core.plan import Plan
@@ -44,6 +45,7 @@ class Policy(Frozen):
     `parameters_per_patient`: of a regression (linear, logistic, multinomial); `most_levels`, `levels_per_patient`, `longest_level`: of a
     category in the dictionary, the last in letters. 0: any. DataSHIELD's defaults are 0.33, 40, 0.33 and 80.
     `families`, `algorithms`: the models and presets (or local rules) that it trains; none named: all.
+    `modules`: installed PyTorch modules that a study may train here, as "package.module:Class"; none named: none. Naming one runs its code.
     `columns`: those of its table that a study may name; none named: all.
     `studies`: the protocols that it takes part in, by the first 12 digits or more of their digest; none named: all.
     `rounds_per_day`: training rounds that it answers between two midnights; 0: any number.
@@ -64,6 +66,7 @@ class Policy(Frozen):
     longest_level: int = Field(default=0, ge=0)
     families: tuple[str, ...] = ()
     algorithms: tuple[str, ...] = ()
+    modules: tuple[Entry, ...] = ()
     columns: tuple[str, ...] = ()
     studies: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")], ...] = ()
     rounds_per_day: int = Field(default=0, ge=0)
@@ -274,4 +277,4 @@ def _unwanted(plan: Plan, policy: Policy) -> str:
         return f"its model is {family}: the site trains {', '.join(policy.families)} alone"
     if policy.algorithms and not set(algorithm.names) & set(policy.algorithms):
         return f"its algorithm is {algorithm.names[0]}: the site trains by {', '.join(policy.algorithms)} alone"
-    return ""
+    return plan.family.unready(policy.modules)

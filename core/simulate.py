@@ -87,9 +87,10 @@ def _visits(
     holder = encrypted.third_party(plan.study)  # it has no rows
     keys = {site: new_key() for site in [*data, *([holder] if holder else [])]} if plan.study.masked else {}
     roster = {site: public_key(key) for site, key in keys.items()}
-    allowed = policy if isinstance(policy, Mapping) else dict.fromkeys(keys or data, policy)
+    everything = OPEN.model_copy(update={"modules": plan.study.model.runs})
+    allowed = policy if isinstance(policy, Mapping) else {} if policy == OPEN else dict.fromkeys(keys or data, policy)
     sites = {
-        site: _Site(site, plan, allowed.get(site, OPEN), rng_of, Self(site, keys[site], roster) if keys else None)
+        site: _Site(site, plan, allowed.get(site, everything), rng_of, Self(site, keys[site], roster) if keys else None)
         for site in keys or data
     }
     keyring: Keys | None = None

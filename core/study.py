@@ -11,13 +11,14 @@ from itertools import pairwise
 from math import isfinite
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from fedrounds.core import local, participation, personal, robust, subgroups
 from fedrounds.core.combine import Combine, Median
 from fedrounds.core.frozen import Finite, Fraction, Frozen, Name
 from fedrounds.core.models import Model, fitting
 from fedrounds.core.participation import Participation
+from fedrounds.core.pixels import written_out
 from fedrounds.core.privacy.settings import Ckks, Masked, Privacy
 from fedrounds.core.strategy import Algorithm, Averaging, Exact
 from fedrounds.core.subgroups import Explain
@@ -237,7 +238,7 @@ class Study(Frozen):
     offset: str | None = None
     case_weights: str | None = None
     target: Target
-    features: tuple[Feature, ...] = Field(min_length=1)
+    features: Annotated[tuple[Feature, ...], BeforeValidator(written_out)] = Field(min_length=1)
     preprocess: Preprocess = Preprocess()
     validation: Validation = Validation()
     model: Model

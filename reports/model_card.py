@@ -17,7 +17,7 @@ from fedrounds.core.study import Study
 from fedrounds.reports.account import NOT_FOR_USE, apart, limits_of
 from fedrounds.reports.groups import auc_interval
 from fedrounds.reports.result import NAMES, error, figure, size
-from fedrounds.reports.words import count, listed, shown, trained_on
+from fedrounds.reports.words import count, how_to_load, listed, shown, trained_on
 
 MOST = 4500  # characters of a summary; MLflow refuses a description of more than 5000
 Record = Mapping[str, Any]
@@ -92,7 +92,7 @@ def card(
     if logged:
         head = "\n".join(f"      {line}".rstrip() for line in logged[1].splitlines())
         facts.append(f"- Audit log: leaf {logged[0]} under the checkpoint\n\n{head}")
-    load = f"mlflow.sklearn.load_model('models:/{study.name}@champion')"
+    load, gives = how_to_load(study)
     parts = [
         f"# Model card: {text(study.title or study.name)}, round {scored['scored']}",
         summary(study, scored, trained),
@@ -102,7 +102,7 @@ def card(
         "\n".join(features),
         f"{_target(study)}; the model is {study.model.kind}, trained by {study.algorithm.preset or 'a rule of its own'}.",
         "## How to load it",
-        f"The champion: `{load}`. It is a scikit-learn pipeline, preprocessing included, and takes raw rows with the columns above.",
+        f"The champion: `{load}`. It is {gives}, and takes raw rows with the columns above.",
         "## Where it comes from",
         "\n".join(facts),
     ]

@@ -16,7 +16,7 @@ from fedrounds.core.study import Study
 from fedrounds.reports import plots as draw
 from fedrounds.reports.drift import drift_plots
 from fedrounds.reports.groups import groups
-from fedrounds.reports.words import count, shown, trained_on
+from fedrounds.reports.words import count, how_to_load, shown, trained_on
 
 AXIS = {
     "auc": "AUC (0 to 1)",
@@ -93,11 +93,11 @@ def study_note(study: Study) -> str:
 
 def model_note(study: Study) -> str:
     """What MLflow shows above the registered model's versions."""
-    load = f"mlflow.sklearn.load_model('models:/{study.name}@champion')"
+    load, gives = how_to_load(study)
     return (
         f"{study_note(study)}\n\nA version a round, whatever its number: the tag `fedrounds.round` tells. The alias `champion` is the version "
         f"that the promotion rule or a person chose, `challenger` one that waits for a person; "
-        f"`{load}` gives a scikit-learn pipeline, preprocessing included, for raw rows."
+        f"`{load}` gives {gives}, for raw rows."
     )
 
 

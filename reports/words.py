@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedrounds.core.study import Study
+
 Numbers = Sequence[float | None]
 SMALLEST = 10  # counts of patients below it, other than 0, are not shown
 
@@ -14,6 +16,17 @@ def trained_on(record: Mapping[str, Any]) -> float | None:
     """The training patients of a visit, of all sites together; None if it trained nobody, or nobody is told."""
     known = record["training"].get("patients")  # records of 0.1 had it by site alone
     return known or sum(site["training"]["patients"] for site in record["sites"].values() if "training" in site) or None
+
+
+def how_to_load(study: Study) -> tuple[str, str]:
+    """The line that loads a study's champion from MLflow, and what it gives."""
+    flavour = study.model.flavour
+    gives = (
+        "a scikit-learn pipeline"
+        if flavour == "sklearn"
+        else "a PyTorch program with a scikit-learn pipeline before it"
+    )
+    return f"mlflow.{flavour}.load_model('models:/{study.name}@champion')", f"{gives}, preprocessing included"
 
 
 def check(length: int, **series: Sequence[Any]) -> None:

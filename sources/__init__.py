@@ -10,16 +10,17 @@ from typing import assert_never
 
 from fedrounds.core.errors import StudyError
 from fedrounds.core.table import Table
-from fedrounds.sources import bundled, csv_file, fhir, keep, omop, parquet, sql
+from fedrounds.sources import bundled, csv_file, fhir, images, keep, omop, parquet, sql
 from fedrounds.sources.fhir_options import FhirSource
 from fedrounds.sources.omop_options import OmopSource
-from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, ParquetSource, Source, SqlSource
+from fedrounds.sources.options import BundledSource, CsvSource, FoldFile, ImageSource, ParquetSource, Source, SqlSource
 
 __all__ = [
     "BundledSource",
     "CsvSource",
     "FhirSource",
     "FoldFile",
+    "ImageSource",
     "OmopSource",
     "ParquetSource",
     "Source",
@@ -50,6 +51,8 @@ def load(source: Source | None, root: Path, site: str) -> Table:
             return omop.read(source, root, site)
         case FhirSource():
             return fhir.read(source, root, site)
+        case ImageSource():
+            return images.read(source, root, site)
         case BundledSource():
             return bundled.read(source, site)
         case _:

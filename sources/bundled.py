@@ -11,7 +11,13 @@ from fedrounds.core.errors import StudyError
 from fedrounds.core.table import Table
 from fedrounds.sources.options import BundledSource
 
-TARGETS = {"diabetes": "progression", "breast_cancer": "benign", "iris": "species", "wine": "cultivar"}
+TARGETS = {
+    "diabetes": "progression",
+    "breast_cancer": "benign",
+    "iris": "species",
+    "wine": "cultivar",
+    "digits": "digit",
+}
 
 
 def read(source: BundledSource, site: str) -> Table:

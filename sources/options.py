@@ -87,11 +87,37 @@ class SqlSource(Options):
         return reads(query)
 
 
+class ImageSource(Options):
+    """A folder of pictures, PNG or DICOM: one row a file, by the files' names in order."""
+
+    kind: Literal["images"] = "images"
+    path: str
+    """The folder; folders in it are looked through too, hidden files are not."""
+    name: str = Field("scan", min_length=1)
+    """Pixels are the columns `NAME_row_column`, counted from 0."""
+    height: int | None = Field(None, ge=1, le=4096)
+    width: int | None = Field(None, ge=1, le=4096)
+    """The size that every picture is brought to; neither: no pixels, DICOM's fields alone."""
+    fields: tuple[str, ...] = ("PatientID", "PatientAge", "PatientSex", "StudyDate", "Modality", "Manufacturer")
+    """DICOM's keywords, each a column; empty in a PNG."""
+    labels: str | None = None
+    """A CSV file with a row a picture: a column `file` (the path below the folder, with slashes), and others that join the table."""
+    where: Where | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ImageSource:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("expected `height` and `width`, or neither for DICOM's fields alone")
+        if len(set(self.fields)) < len(self.fields):
+            raise ValueError("expected every keyword in `fields` once")
+        return self
+
+
 class BundledSource(Options):
-    """A data set that comes with scikit-learn: REAL patients (or flowers, or wines), dealt to SIMULATED hospitals."""
+    """A data set that comes with scikit-learn: REAL patients (or flowers, wines, handwritten digits), dealt to SIMULATED hospitals."""
 
     kind: Literal["bundled"] = "bundled"
-    name: Literal["diabetes", "breast_cancer", "iris", "wine"]
+    name: Literal["diabetes", "breast_cancer", "iris", "wine", "digits"]
     hospital: int = Field(ge=0)
     """Which of the simulated hospitals this site is: 0 is the first of `shares`."""
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...]
@@ -112,5 +138,6 @@ class BundledSource(Options):
 
 
 Source = Annotated[
-    CsvSource | ParquetSource | SqlSource | OmopSource | FhirSource | BundledSource, Field(discriminator="kind")
+    CsvSource | ParquetSource | SqlSource | OmopSource | FhirSource | ImageSource | BundledSource,
+    Field(discriminator="kind"),
 ]

@@ -67,6 +67,7 @@ def read(path: Path, data: Path | None = None, with_suite: bool = True, alone: b
     sites = _sites(path / "sites", operations)
     _agree(study, operations, sites)
     if not alone:
+        _runnable(study, sites.values())
         masks.enough(study, sites)
         without = [name for name, site in sites.items() if site.source is None]
         if without:
@@ -149,6 +150,13 @@ def _agree(study: Study, operations: Operations, everybody: Collection[str]) -> 
         raise StudyError(
             f"expected `weights` in study.toml for {', '.join(sites)}, found {', '.join(sorted(stated))}: state one a site"
         )
+
+
+def _runnable(study: Study, sites: Collection[SiteFile]) -> None:
+    """Raise StudyError where no site allows the code that the study's model is: it is imported here, where the first model is made."""
+    barred = [study.model.barred(site.policy.modules) for site in sites]
+    if all(barred):
+        raise StudyError(f"expected a site that trains this study, found none: {barred[0]}")
 
 
 def _suite(path: Path, operations: Operations) -> Suite | None:

@@ -52,7 +52,7 @@ def join(digest: str, mailbox: Exchange, coordinator: bytes, site: SiteFile, hom
         return f"the study cannot be used here: {error}"
     except StudyError:  # its text may quote the site's own file
         return "the study does not fit the site's own file"
-    refusal = columns_closed(read.study, site)
+    refusal = columns_closed(read.study, site) or read.study.model.barred(site.policy.modules)
     if refusal:
         return refusal
     with withheld("to set the study up"):

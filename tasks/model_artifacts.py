@@ -17,7 +17,8 @@ def write(plan: Plan, state: RunState, folder: Path) -> None:
 
     from fedrounds.reports import forest
 
-    np.savez(folder / "parameters.npz", **plan.family.layout.split(state.theta))
+    named = plan.family.named or plan.family.layout.split
+    np.savez(folder / "parameters.npz", **named(state.theta))
     np.savez(folder / "statistics.npz", **state.statistics)
     (folder / "study.json").write_text(json.dumps(plan.study.model_dump(mode="json"), indent=2), encoding="utf-8")
     found = regression(plan, state)

@@ -28,12 +28,23 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
+def model_folder(plan: Plan, save: Callable[[Plan, Any, Path], None], kept: Path) -> ModelFolder:
+    """The folder of a study's models, as MLflow's flavour for their kind reads it; `save` and `kept` are of scikit-learn's."""
+    if plan.study.model.flavour == "sklearn":
+        return ModelFolder(plan, save, kept)
+    from fedrounds.tasks.module_folder import ModuleFolder
+
+    return ModuleFolder(plan, kept)
+
+
 class ModelFolder:
     """An MLflow model of a state: skops, a signature, an example of made-up rows, fixed requirements.
 
     `save`, MLflow's own, writes the first; of a later one only what differs is written anew: the model's parameters, its size, its run, its
     time, its id. The first stays in `kept` for later runs with the same statistics, which then need neither scikit-learn nor skops.
     """
+
+    model = MODEL  # the one file of the folder that holds parameters
 
     def __init__(self, plan: Plan, save: Callable[[Plan, Any, Path], None], kept: Path) -> None:
         self.plan, self.save, self.kept = plan, save, kept
@@ -52,15 +63,15 @@ class ModelFolder:
             self._begin(state, scratch)
         else:
             scratch.mkdir()
-            for name, content in self.first.items():
+            for name, content in {**self.first, self.model: self._model(state)}.items():
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / name).write_bytes(content)
-            (scratch / MODEL).write_bytes(self._model(state))
         document = yaml.load(self.first["MLmodel"], _Loader)  # noqa: S506 (a safe loader)
         document |= {
             "run_id": run,
             "artifact_path": "model",
             "model_uuid": uuid.uuid4().hex,
-            "model_size_bytes": sum(file.stat().st_size for file in scratch.iterdir()),
+            "model_size_bytes": sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file()),
             "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
         }
         (scratch / "MLmodel").write_text(yaml.dump(document, Dumper=_Dumper))

@@ -25,7 +25,7 @@ from fedrounds.tasks.audit import log_tags
 from fedrounds.tasks.child import serve
 from fedrounds.tasks.decisions import Decisions
 from fedrounds.tasks.mlflow_server import make_store
-from fedrounds.tasks.model_folder import ModelFolder
+from fedrounds.tasks.model_folder import model_folder
 from fedrounds.tasks.plain import flat, numbers
 from fedrounds.tasks.repair import Mending
 from fedrounds.tasks.report import publish
@@ -79,7 +79,7 @@ class Projection:
                 f"MLflow's store had lost the runs of '{self.study.name}': they were written anew from the ledger"
             )
         self.decided: dict[int, Mapping[str, Any]] = {}  # round -> the record that decided on it, not yet written
-        self.template = ModelFolder(self.plan, _save, mlruns / ".cache" / f"model-{self.study.name}.zip")
+        self.template = model_folder(self.plan, _save, mlruns / ".cache" / f"model-{self.study.name}.zip")
 
     # --- what is there already ----------------------------------------------------------------------------------------
 

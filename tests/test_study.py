@@ -106,7 +106,7 @@ def test_three_parts_need_no_preset():
         ({"algorithm": {"preset": "fedprox", "local": {"kind": "sgd"}}}, "preset 'fedprox' means local 'proximal', found 'sgd'"),
         ({"algorithm": {"preset": "fedavg", "local": {"rate": 0}}}, "greater than 0"),
         ({"algorithm": {"preset": "fedavg", "local": {"rate": float("inf")}}}, "finite"),
-        ({"model": {"kind": "linear"}}, "a binary target goes with logistic or svm or naive_bayes or mlp or boosting, found model 'linear'"),
+        ({"model": {"kind": "linear"}}, "a binary target goes with logistic or svm or naive_bayes or mlp or module or boosting, found model"),
         ({"target": {"kind": "regression", "column": "y"}}, "a regression target goes with linear or huber or poisson or gamma or"),
         ({"target": {"kind": "binary", "column": "y"}}, "positive_above"),
         ({"target": {"kind": "binary", "column": "y", "positive": ["yes"]}}, "both"),

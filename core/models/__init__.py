@@ -14,6 +14,7 @@ from fedrounds.core.models.linear import Linear
 from fedrounds.core.models.log_linear import Gamma, Poisson
 from fedrounds.core.models.logistic import Logistic
 from fedrounds.core.models.mlp import Mlp
+from fedrounds.core.models.module import Module
 from fedrounds.core.models.multinomial import Multinomial
 from fedrounds.core.models.naive_bayes import NaiveBayes
 from fedrounds.core.models.negative_binomial import NegativeBinomial
@@ -34,6 +35,7 @@ Model = Annotated[
     | NaiveBayes
     | Cox
     | Mlp
+    | Module
     | Boosting
     | KMeans
     | Pca,

@@ -7,7 +7,7 @@ without an intercept takes X (n, p). Targets y are (n,) float64: a value, 0 or 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ class Kind(Frozen):
         clippable: Whether one patient's gradient can be clipped by itself (`privacy.dpsgd`), for differential privacy.
         ratio: What exp(coefficient) is called; empty where it means nothing.
         paper: Where it comes from.
+        flavour: By which part of MLflow a registered version is loaded.
     """
 
     targets: ClassVar[tuple[str, ...]]
@@ -41,6 +42,7 @@ class Kind(Frozen):
     clippable: ClassVar[bool] = False
     ratio: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    flavour: ClassVar[Literal["sklearn", "pyfunc"]] = "sklearn"
 
     def family(self, width: int, classes: int, task: Task) -> Family:
         """The functions of a model with so many columns, the ones left out."""
@@ -55,10 +57,29 @@ class Kind(Frozen):
         """The L2 penalty beside the mean loss; 0 where there is none."""
         return float(getattr(self, "l2", 0.0))
 
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The installed code that the model is, beside ours."""
+        return ()
+
+    def barred(self, allowed: Collection[str]) -> str:
+        """Why a site that allows this installed code, and no other, must not import the model's; empty if it may."""
+        foreign = [name for name in self.runs if name not in allowed]
+        if not foreign:
+            return ""
+        return (
+            f"its model is the module {foreign[0]}, which the site's own file does not name in `modules` under [policy]"
+        )
+
     def impossible(self, y: Array) -> str:
         """What targets (n,) it expects, where some of these are none; empty if all are."""
         del y
         return ""
+
+
+def _ready(allowed: Collection[str]) -> str:
+    del allowed
+    return ""
 
 
 class Family(NamedTuple):
@@ -74,7 +95,9 @@ class Family(NamedTuple):
         predict: (theta, X) -> the mean (n,), the probability of class 1 (n,), or of every class (n, k).
         losses: (prediction, y) -> what is reported for each row (n,): the squared error, not halved, or the log-loss.
         estimator: theta -> a fitted scikit-learn estimator that predicts the same from X without its column of ones.
-            Its arrays are copies.
+            Its arrays are copies. Of a PyTorch module it is a module (`models/predicting.py`).
+        unready: installed code that a site allows -> why it cannot train the model; empty if it can. Nothing else imports foreign code first.
+        named: theta -> its parts by finer names than the layout's, where it has such.
     """
 
     layout: Layout
@@ -84,6 +107,8 @@ class Family(NamedTuple):
     predict: Callable[[Vector, Array], Array]
     losses: Callable[[Array, Array], Array]
     estimator: Callable[[Vector], Any]
+    unready: Callable[[Collection[str]], str] = _ready
+    named: Callable[[Vector], Mapping[str, Array]] | None = None
 
 
 def with_offset(family: Family) -> Family:

@@ -58,7 +58,7 @@ def mlp(features: int, hidden: tuple[int, ...], task: Task, classes: int = 2) ->
         A family whose theta is hidden_1 (p + 1, h1) with its biases as last row, then the weights and biases of each
         further layer.
     """
-    link, differ, losses = _ends(task)
+    link, differ, losses = ends(task)
     outputs = classes if task == "multiclass" else 1
     later = ["hidden_2", "output"] if len(hidden) == 2 else ["output"]  # layers whose biases are a part of their own
     shapes: dict[str, tuple[int, ...]] = {"hidden_1": (features + 1, hidden[0])}
@@ -128,7 +128,7 @@ def mlp(features: int, hidden: tuple[int, ...], task: Task, classes: int = 2) ->
     return Family(layout, penalised, init, gradient, predict, losses, estimator)
 
 
-def _ends(task: Task) -> tuple[Callable[[Array], Array], Pairwise, Pairwise]:
+def ends(task: Task) -> tuple[Callable[[Array], Array], Pairwise, Pairwise]:
     """How scores (n, outputs) become a prediction, the slope of the loss by the scores, and the losses reported."""
     if task == "multiclass":
         return softmax, class_residual, class_log_losses
