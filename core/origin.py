@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from fedrounds.core.errors import StudyError
@@ -10,6 +11,15 @@ from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Statistics
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
+
+ALIKE: Mapping[str, Callable[[Plan], object]] = {  # in this order: the shape of a PyTorch module is had by running it
+    "features": lambda plan: plan.study.features,
+    "target": lambda plan: plan.study.target,
+    "preprocess": lambda plan: plan.study.preprocess,
+    "offset": lambda plan: plan.study.offset,
+    "model": lambda plan: (plan.study.model.kind, plan.study.model.runs),
+    "shape of the model": lambda plan: plan.family.layout,
+}
 
 
 @dataclass(frozen=True)
@@ -39,18 +49,11 @@ def begun(plan: Plan, origin: Origin) -> RunState:
     Raises:
         StudyError: the version reads other inputs, reads them otherwise, tells something else, or has another shape.
     """
-    new, old = plan.study, origin.study
-    for what, ours, its in (
-        ("features", new.features, old.features),
-        ("target", new.target, old.target),
-        ("preprocess", new.preprocess, old.preprocess),
-        ("offset", new.offset, old.offset),
-        ("model", new.model.kind, old.model.kind),
-        ("shape of the model", dict(plan.family.layout.shapes), dict(build(old).family.layout.shapes)),
-    ):
-        if ours != its:
+    old = build(origin.study)
+    for what, of in ALIKE.items():
+        if of(plan) != of(old):
             raise StudyError(
-                f"expected a version to start from with the study's {what}, found another {what} in version {origin.version} of '{old.name}':"
-                " give study.toml what the version was trained with, or leave out `start`"
+                f"expected a version to start from with the study's {what}, found another {what} in version {origin.version} of"
+                f" '{old.study.name}': give study.toml what the version was trained with, or leave out `start`"
             )
     return replace(plan.start({name: origin.statistics[name] for name in plan.no_statistics()}), theta=origin.theta)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedrounds.core.errors import FedroundsError, StateError, StudyError
 from fedrounds.core.origin import Origin, begun
 from fedrounds.core.params import digest
-from fedrounds.core.plan import Plan, build
+from fedrounds.core.plan import Plan
 from fedrounds.core.state import RunState, dump, load
 from fedrounds.core.study import Study
 from fedrounds.tasks.child import Child, serve
@@ -78,7 +78,7 @@ def _read(version: str, told: dict[str, Any], folder: Path) -> Origin:
     try:
         study = Study.model_validate_json((folder / "study.json").read_bytes())
         with np.load(folder / "parameters.npz") as parts:
-            theta = build(study).family.layout.join(parts)
+            theta = np.concatenate([parts[name].reshape(-1) for name in parts.files])
         with np.load(folder / "statistics.npz") as parts:
             statistics = {name: parts[name] for name in parts.files}
         whole = digest({"theta": theta, **statistics}, study.digest) == told["model"]
