@@ -133,7 +133,12 @@ def open_round(
     if ask == "train":
         everybody, goal, quorum = draw(plan.study.participation, state.study, state.round + 1, everybody, quorum)
     asking = _ask(state, plan, ask, everybody, quorum, {}, factors or {}, roll)
-    return replace(asking, goal=goal) if goal else asking
+    if not goal:
+        return asking
+    unjudged = {
+        name: array for name, array in asking.request.arrays.items() if name != "champion"
+    }  # by some sites alone
+    return replace(asking, goal=goal, request=replace(asking.request, arrays=unjudged))
 
 
 def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Asking | Closed:
