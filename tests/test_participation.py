@@ -29,6 +29,7 @@ from fedrounds.ledger import Ledger, Receipt
 from fedrounds.reports.round_words import markdown
 from fedrounds.reports.summary import lines
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.preview import samples
 from fedrounds.tasks.run import opened
 from fedrounds.tasks.verdict import Verdict
 from fedrounds.tasks.ward import Ward
@@ -411,7 +412,7 @@ def test_a_straggler_keeps_nobody_waiting_and_its_late_reply_is_in_no_later_mode
     """`south` answers each question when it has closed: at its goal of three, and the second, which `west` leaves out too, at its deadline."""
     from fedrounds.flows import by_mail
 
-    words = {"local = {": "participation = { fraction = 0.75, over_selection = 1.3 }\nlocal = {"}
+    words = {"local = {": "participation = { fraction = 0.75, minimum = 2, over_selection = 1.3 }\nlocal = {"}
     more = '\n[federation]\ndeadline = "1s"\nattempts = 1\npoll = 0.01\n'
     study = apart(protocol=words, operations=more, sites=("east", "north", "south", "west"))
     prompt = [("east", "north", "west"), ("east", "north")]
@@ -462,6 +463,12 @@ def test_who_had_answered_before_a_crash_counts_after_it_however_they_come_again
         assert run.look("south", question) is not None
         assert run.enough(question)
     assert [row.site for row in study.replies("late")] == ["east"]
+
+
+def test_a_preview_shows_a_reply_to_a_round_that_one_hospital_alone_would_not_close(apart):
+    study = apart(protocol={"local = {": "participation = { fraction = 0.5, minimum = 3 }\nlocal = {"})
+    asked = [it.ask for it in samples(study.hospital("north"))]
+    assert asked == ["gate", "statistics", "statistics", "profile", "train", "score"]
 
 
 def test_a_question_that_failed_gives_its_places_back(apart):
