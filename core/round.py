@@ -109,6 +109,7 @@ class Closed:
     )  # of sites' own models, where they have any
     asked: tuple[str, ...] = ()  # in name order
     goal: int = 0  # replies that counted at most, where not every site was asked or counts
+    counted: tuple[str, ...] = ()  # then: whose did
     epochs: Mapping[str, int] = field(default_factory=dict[str, int])  # site -> how many it was asked for, by its speed
 
 
@@ -193,6 +194,7 @@ def _closed(
         folded.personal,
         asking.sites,
         asking.goal,
+        answered if asking.goal else (),
         asking.epochs,
     )
 

@@ -30,6 +30,7 @@ from fedrounds.reports.round_words import markdown
 from fedrounds.reports.summary import lines
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.preview import samples
+from fedrounds.tasks.record import record
 from fedrounds.tasks.run import opened
 from fedrounds.tasks.verdict import Verdict
 from fedrounds.tasks.ward import Ward
@@ -152,6 +153,22 @@ def test_of_more_replies_than_wanted_the_first_of_the_draw_count_and_who_is_away
     drawn = order(of.digest, 1, data)
     assert (set(first.asked), first.goal) == (set(drawn[:6]), 4)
     assert set(first.training) == {drawn[0], *drawn[2:5]}
+
+
+def test_without_scores_too_it_is_known_who_counted():
+    """Under differential privacy; a reply that does not count has cost its site as much as one that does."""
+    words = {"preset": "fedavg", "local": {"rate": RATE}, "participation": {"fraction": 0.3, "over_selection": 2.0}}
+    dp = {"unit": "patient", "epsilon": 8.0, "patients": 10, "rounds": 2}
+    of, data = study(words, weights="uniform", privacy={"dp": dp}), sites()
+    first, second, last = simulate(build(of), data, 2)
+    for number, closed in ((1, first), (2, second)):
+        drawn = order(of.digest, number, data)
+        assert (closed.asked, closed.counted) == (tuple(sorted(drawn[:6])), tuple(sorted(drawn[:3])))
+        assert closed.training == closed.scores == {}
+    assert last.counted == ()
+    wards = dict.fromkeys(NAMES, SimpleNamespace(bytes_in=0, bytes_out=0))
+    found = record(build(of), first, wards, {}, [], None, {})
+    assert tuple(found["sites"]) == first.counted
 
 
 def test_fewer_replies_than_the_minimum_close_no_round():
