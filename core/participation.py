@@ -202,7 +202,7 @@ def paced(local: Local, pace: Uneven) -> Rule:
 
 def require(of: Participation | None, local: Local, combine: Combine, hidden: bool) -> None:
     """Raise ValueError where it does not go with the rest of the study: `hidden`, whether sums are masked or encrypted."""
-    if of is None:
+    if of is None or of == Participation():
         return
     if hidden:
         raise ValueError(

@@ -292,6 +292,8 @@ def test_a_study_without_the_word_keeps_its_digest_and_so_does_one_that_writes_t
     without = study(algorithm())
     assert "participation" not in without.model_dump(mode="json")["algorithm"]
     assert study(algorithm(participation={"fraction": 1.0, "minimum": 1})).digest == without.digest
+    masked = {"privacy": {"protect": {"kind": "masked"}}}
+    assert study(algorithm(participation={}), **masked).digest == study(algorithm(), **masked).digest
     digests = {study(algorithm(participation=words)).digest for words in ({"minimum": 2}, {"fraction": 0.5})}
     assert without.digest not in digests
     assert len(digests) == 2
