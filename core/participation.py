@@ -123,7 +123,7 @@ def draw(of: Participation, study: str, number: int, sites: Iterable[str], quoru
     """
     there = tuple(sorted(sites))
     goal = of.goal(len(there))
-    if said := unreachable(of, len(there), quorum):
+    if of.minimum <= len(there) and (said := unreachable(of, len(there), quorum)):
         raise QuorumError(said)
     asked = order(study, number, there)[: of.asked(len(there))]
     return Drawn(tuple(sorted(asked)), goal if goal < len(there) else 0, max(quorum, of.minimum))
@@ -131,6 +131,8 @@ def draw(of: Participation, study: str, number: int, sites: Iterable[str], quoru
 
 def unreachable(of: Participation, sites: int, quorum: int) -> str:
     """Why no round of so many sites could close; empty if one could."""
+    if sites < of.minimum:
+        return f"expected algorithm.participation.minimum of at most {sites} sites in study.toml, found {of.minimum}: lower it, or add sites"
     if of.fraction < 1 and of.goal(sites) < quorum:
         return (
             f"expected a quorum of at most {of.goal(sites)} sites, as many as a round of {sites} wants, found {quorum}: lower `quorum` in"
@@ -200,7 +202,7 @@ def paced(local: Local, pace: Uneven) -> Rule:
 
 def require(of: Participation | None, local: Local, combine: Combine, hidden: bool) -> None:
     """Raise ValueError where it does not go with the rest of the study: `hidden`, whether sums are masked or encrypted."""
-    if of is None:
+    if of is None or of == Participation():
         return
     if hidden:
         raise ValueError(

@@ -109,6 +109,7 @@ class Closed:
     )  # of sites' own models, where they have any
     asked: tuple[str, ...] = ()  # in name order
     goal: int = 0  # replies that counted at most, where not every site was asked or counts
+    counted: tuple[str, ...] = ()  # then: whose did
     epochs: Mapping[str, int] = field(default_factory=dict[str, int])  # site -> how many it was asked for, by its speed
     explained: Mapping[str, Sums] = field(
         default_factory=dict[str, Sums]
@@ -137,7 +138,12 @@ def open_round(
     if ask == "train":
         everybody, goal, quorum = draw(plan.study.participation, state.study, state.round + 1, everybody, quorum)
     asking = _ask(state, plan, ask, everybody, quorum, {}, factors or {}, roll)
-    return replace(asking, goal=goal) if goal else asking
+    if not goal:
+        return asking
+    unjudged = {
+        name: array for name, array in asking.request.arrays.items() if name != "champion"
+    }  # by some sites alone
+    return replace(asking, goal=goal, request=replace(asking.request, arrays=unjudged))
 
 
 def close_exchange(asking: Asking, plan: Plan, replies: Iterable[Reply]) -> Asking | Closed:
@@ -192,6 +198,7 @@ def _closed(
         folded.personal,
         asking.sites,
         asking.goal,
+        answered if asking.goal else (),
         asking.epochs,
         folded.explained,
         folded.compared,

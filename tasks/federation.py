@@ -13,6 +13,7 @@ from fedrounds.coordinator import roster
 from fedrounds.coordinator.config import Config
 from fedrounds.core import encrypted
 from fedrounds.core.errors import QuorumError
+from fedrounds.core.participation import unreachable
 from fedrounds.core.plan import build
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.fsspec import Folder as Mail
@@ -61,6 +62,8 @@ class Federation:
                 f"expected at least {quorum} hospitals in {self.home / 'sites'} that have joined, found {len(hospitals)}:"
                 " `fedrounds coordinator invite` them, `fedrounds coordinator sites` shows who has"
             )
+        if said := unreachable(self.folder.study.participation, len(hospitals), quorum):
+            raise QuorumError(said)
         key, desks = read_key(self.home / "keys" / "coordinator.key"), dict[str, Desk]()
         data = package.packed(self.folder, self.folder.path)
         for name, site in sites.items():

@@ -69,6 +69,8 @@ def read(path: Path, data: Path | None = None, with_suite: bool = True, alone: b
     if not alone:
         _runnable(study, sites.values())
         masks.enough(study, sites)
+        if said := unreachable(study.participation, len(sites), operations.quorum_of(len(sites))):
+            raise StudyError(said)
         without = [name for name, site in sites.items() if site.source is None]
         if without:
             raise StudyError(
@@ -130,12 +132,6 @@ def _agree(study: Study, operations: Operations, everybody: Collection[str]) -> 
         raise StudyError(
             f"expected a quorum of at most {len(sites)} sites, found {operations.quorum} in operations.toml: lower it, or add sites"
         )
-    if sites and study.participation.minimum > len(sites):
-        raise StudyError(
-            f"expected algorithm.participation.minimum of at most {len(sites)} sites in study.toml, found {study.participation.minimum}: lower it"
-        )
-    if sites and (said := unreachable(study.participation, len(sites), operations.quorum_of(len(sites)))):
-        raise StudyError(said)
     names = {feature.name for feature in study.features}
     unknown = sorted(set((operations.drift and operations.drift.features) or ()) - names)
     if unknown:

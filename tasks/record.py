@@ -30,7 +30,11 @@ def record(
     """JSON of a closed visit. `metrics` judge the model of round `scored`; `training` is its loss on training rows."""
     pooled, histogram = total(closed.scores)
     plain, weighted = training_loss(closed.training) if closed.training else (None, None)
-    taking_part = closed.heard or sorted((closed.scores or wards).keys() - closed.refused.keys() - set(excluded))
+    taking_part = (
+        closed.heard
+        or closed.counted
+        or sorted((closed.scores or wards).keys() - closed.refused.keys() - set(excluded))
+    )
     return {
         "scored": closed.scored if closed.scores or closed.compared else None,
         "metrics": metrics(plan.task, pooled, histogram) if closed.scores else {},

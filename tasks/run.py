@@ -122,7 +122,7 @@ class Run:
             raise StudyError(
                 "expected a study that masks its sums to run in one process or federated, found a cluster: leave --runner out"
             )
-        self._crew = crew  # of a Dask cluster, where the rows are there
+        self._crew, self.carrier = crew, "dask" if crew else self.carrier  # a Dask cluster, where the rows are there
         remembering(self)
         privacy.ledgers(self)
         self.forked: dict[str, Forked] = {}  # helpers that were forked ahead of the run, by module
@@ -286,8 +286,7 @@ class Run:
         state, decision = judged(asking.state, closed, rule, known, failed)
         closed = replace(closed, state=state)
         self.last = record(self.plan, closed, self.wards, self.verdicts, self.excluded, decision, self.factors)
-        self.last |= drift.noted(self, closed) | participation.noted(self, closed)
-        self.last |= {"carrier": "dask" if self._crew else self.carrier}
+        self.last |= drift.noted(self, closed) | participation.noted(self, closed) | {"carrier": self.carrier}
         self.last |= {"privacy": spent} if (spent := privacy.spent(self, state.round)) else {}
         digest = asking.state.model_digest
         decisions = [as_row(decision, closed.scored, digest)] if decision else []

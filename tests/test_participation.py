@@ -6,12 +6,14 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from fedrounds.cli.init import init
+from fedrounds.cli.main import main
 from fedrounds.core import catalogue
 from fedrounds.core.answer import handle
 from fedrounds.core.asking import dump, load
@@ -21,9 +23,14 @@ from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows
 from fedrounds.core.round import Asking, close_exchange, open_round
 from fedrounds.core.simulate import OPEN, simulate
+from fedrounds.core.state import Champion
 from fedrounds.core.study import Study
 from fedrounds.ledger import Ledger, Receipt
+from fedrounds.reports.round_words import markdown
+from fedrounds.reports.summary import lines
 from fedrounds.tasks import folder as folders
+from fedrounds.tasks.preview import samples
+from fedrounds.tasks.record import record
 from fedrounds.tasks.run import opened
 from fedrounds.tasks.verdict import Verdict
 from fedrounds.tasks.ward import Ward
@@ -148,6 +155,22 @@ def test_of_more_replies_than_wanted_the_first_of_the_draw_count_and_who_is_away
     assert set(first.training) == {drawn[0], *drawn[2:5]}
 
 
+def test_without_scores_too_it_is_known_who_counted():
+    """Under differential privacy; a reply that does not count has cost its site as much as one that does."""
+    words = {"preset": "fedavg", "local": {"rate": RATE}, "participation": {"fraction": 0.3, "over_selection": 2.0}}
+    dp = {"unit": "patient", "epsilon": 8.0, "patients": 10, "rounds": 2}
+    of, data = study(words, weights="uniform", privacy={"dp": dp}), sites()
+    first, second, last = simulate(build(of), data, 2)
+    for number, closed in ((1, first), (2, second)):
+        drawn = order(of.digest, number, data)
+        assert (closed.asked, closed.counted) == (tuple(sorted(drawn[:6])), tuple(sorted(drawn[:3])))
+        assert closed.training == closed.scores == {}
+    assert last.counted == ()
+    wards = dict.fromkeys(NAMES, SimpleNamespace(bytes_in=0, bytes_out=0))
+    found = record(build(of), first, wards, {}, [], None, {})
+    assert tuple(found["sites"]) == first.counted
+
+
 def test_fewer_replies_than_the_minimum_close_no_round():
     of = study(algorithm(participation={"fraction": 0.4, "minimum": 3}))
     lost = set(order(of.digest, 1, NAMES)[:2])
@@ -175,6 +198,15 @@ def test_only_training_draws_and_neither_bytes_nor_order_change_a_bit():
     assert plain[-1].ask == "score"
     assert set(plain[-1].scores) == set(NAMES)
     assert [len(it.scores) for it in plain[:-1]] == [3] * 4
+
+
+def test_a_champion_is_scored_beside_the_model_only_where_all_are_asked():
+    plan = build(study(algorithm(participation={"fraction": 0.3})))
+    state = replace(plan.start(plan.no_statistics()), round=3, champion=Champion(1, np.ones(3)))
+    asked = {ask: set(open_round(state, plan, ask, NAMES).request.arrays) for ask in ("train", "score")}
+    assert asked["score"] - asked["train"] == {"champion"}
+    everybody = build(study(algorithm()))
+    assert "champion" in open_round(replace(state, study=everybody.digest), everybody, "train", NAMES).request.arrays
 
 
 # --- how far each walks -----------------------------------------------------------------------------------------------
@@ -208,6 +240,31 @@ def test_uneven_epochs_are_normalised_by_fednova():
     assert closed.epochs == epochs
 
 
+def test_uneven_epochs_end_at_the_optimum_of_all_by_fednova_and_not_by_a_plain_mean():
+    data, epochs, rate = sites("ab", seed=5), {"a": 1, "b": 8}, 0.01
+    of = study(algorithm("fednova", {"pace": {"most": 8}}, rate=rate), weights="uniform")
+    *_, closed = simulate(build(of), data, 1500, epochs=lambda _: epochs)
+    hessian = {k: rows.X.T @ rows.X / len(rows.y) for k, rows in data.items()}
+    slope = {k: rows.X.T @ rows.y / len(rows.y) for k, rows in data.items()}
+
+    def optimum(weights):
+        return np.linalg.solve(
+            sum(w * hessian[k] for k, w in weights.items()), sum(w * slope[k] for k, w in weights.items())
+        )
+
+    mean = np.zeros(3)
+    for _ in range(1500):
+        walked = dict.fromkeys(data, mean)
+        for k, steps in epochs.items():
+            for _ in range(steps):
+                walked[k] = walked[k] - rate * (hessian[k] @ walked[k] - slope[k])
+        mean = sum(walked.values()) / 2
+    of_all, of_the_quick = optimum({"a": 0.5, "b": 0.5}), optimum({k: steps / 9 for k, steps in epochs.items()})
+    apart = np.linalg.norm(of_all - of_the_quick)
+    assert np.linalg.norm(closed.state.theta - of_all) < 0.05 * apart
+    assert np.linalg.norm(mean - of_the_quick) < 0.05 * apart
+
+
 @pytest.mark.parametrize("epochs", [0, 10])
 def test_a_site_refuses_more_or_fewer_epochs_than_the_study_allows(epochs):
     plan, data = build(study(algorithm("fednova", {"pace": {"most": 9}}))), sites("abc")
@@ -235,6 +292,8 @@ def test_a_study_without_the_word_keeps_its_digest_and_so_does_one_that_writes_t
     without = study(algorithm())
     assert "participation" not in without.model_dump(mode="json")["algorithm"]
     assert study(algorithm(participation={"fraction": 1.0, "minimum": 1})).digest == without.digest
+    masked = {"privacy": {"protect": {"kind": "masked"}}}
+    assert study(algorithm(participation={}), **masked).digest == study(algorithm(), **masked).digest
     digests = {study(algorithm(participation=words)).digest for words in ({"minimum": 2}, {"fraction": 0.5})}
     assert without.digest not in digests
     assert len(digests) == 2
@@ -372,7 +431,7 @@ def test_a_straggler_keeps_nobody_waiting_and_its_late_reply_is_in_no_later_mode
     """`south` answers each question when it has closed: at its goal of three, and the second, which `west` leaves out too, at its deadline."""
     from fedrounds.flows import by_mail
 
-    words = {"local = {": "participation = { fraction = 0.75, over_selection = 1.3 }\nlocal = {"}
+    words = {"local = {": "participation = { fraction = 0.75, minimum = 2, over_selection = 1.3 }\nlocal = {"}
     more = '\n[federation]\ndeadline = "1s"\nattempts = 1\npoll = 0.01\n'
     study = apart(protocol=words, operations=more, sites=("east", "north", "south", "west"))
     prompt = [("east", "north", "west"), ("east", "north")]
@@ -423,6 +482,12 @@ def test_who_had_answered_before_a_crash_counts_after_it_however_they_come_again
         assert run.look("south", question) is not None
         assert run.enough(question)
     assert [row.site for row in study.replies("late")] == ["east"]
+
+
+def test_a_preview_shows_a_reply_to_a_round_that_one_hospital_alone_would_not_close(apart):
+    study = apart(protocol={"local = {": "participation = { fraction = 0.5, minimum = 3 }\nlocal = {"})
+    asked = [it.ask for it in samples(study.hospital("north"))]
+    assert asked == ["gate", "statistics", "statistics", "profile", "train", "score"]
 
 
 def test_a_question_that_failed_gives_its_places_back(apart):
@@ -533,3 +598,28 @@ def test_strategies_lists_the_word_with_its_papers_and_defaults():
     (word,) = [word for word in catalogue.strategies() if word.part == "participation"]
     assert word.paper == "McMahan et al. 2017; Bonawitz et al. 2019"
     assert word.options == ("fraction = 1.0", "minimum = 1", "over_selection = 1.0", "pace = none")
+
+
+def test_people_read_whose_scores_a_rounds_are(tmp_path, capfd):
+    init(tmp_path / "toy", as_json=True)
+    file = tmp_path / "toy" / "study.toml"
+    file.write_text(
+        file.read_text().replace("local = {", SAMPLED.replace("fraction = 0.5", "fraction = 0.5, minimum = 3"))
+    )
+    assert main(["check", str(tmp_path / "toy")]) == 0
+    line = "a round asks 4 of 4 sites and closes with 3: 50 % of the hospitals a round, the first of 1.5 times as many"
+    assert line in capfd.readouterr().out
+    of, site = folders.read(tmp_path / "toy").study, {"bytes_in": 1, "bytes_out": 1, "training": {"patients": 40.0}}
+    record = {
+        "scored": 1,
+        "metrics": {"auc": 0.7, "n": 20.0},
+        "training": {"patients": 80.0},
+        "decision": None,
+        "champion": None,
+    }
+    record |= {"sites": {"east": site, "west": site}, "excluded": {}, "refused": {}, "warned": {}}
+    sampled = record | {"participation": {"asked": ["east", "north", "west"], "goal": 2}}
+    assert "3 hospitals asked; the first 2 to answer count." in markdown(of, sampled, 2, 9)
+    assert "asked" not in markdown(of, record, 2, 9)
+    said = [lines(of, [SimpleNamespace(record=it)], {})[-1].site for it in (sampled, record)]
+    assert said == ["sites asked", "all sites"]
