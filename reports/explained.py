@@ -12,12 +12,12 @@ from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, raw, table, tag
 from fedrounds.reports.result import NAMES, figure, plain
 from fedrounds.reports.style import CSS, LIGHT
-from fedrounds.reports.words import count, listed, shown
+from fedrounds.reports.words import count, shown
 
 Note = Mapping[str, Any]
 STROKES = (
     "text{font:13px system-ui,sans-serif;fill:var(--ink)}text.soft{fill:var(--soft)}.grid{stroke:var(--faint)}.axis{stroke:var(--soft)}"
-    ".bar{fill:var(--bar)}.bar.less{fill:var(--less)}.error{stroke:var(--ink);stroke-width:1.6}.paper{fill:#fff}"
+    ".bar{fill:var(--bar)}.own{fill:none;stroke:var(--own);stroke-width:2.2}.pool{stroke:var(--pool);stroke-width:2.4}.paper{fill:#fff}"
 )
 
 
@@ -132,7 +132,7 @@ def _importance(note: Note) -> Markup | None:
     width, height, inside = pictured.bars(_importances(note), _axis(note))
     says = (
         f"By how much the {NAMES[note['loss']]} rises when the values of a feature are permuted among the patients of a hospital: the more, the"
-        " more the model owes to it. The line is one standard deviation over the repeats."
+        " more the model owes to it. The thin line is one standard deviation over the repeats, to either side; a hollow bar is below 0."
     )
     drawn = svg.picture("importance", width, height, "What the model goes by", says, inside)
     many = len(note["scores"]) > 1
@@ -172,7 +172,6 @@ def _dependence(note: Note) -> Markup | None:
         "The mean prediction when a feature is set to a value for everybody, all else as it is. Where features go together, some of the"
         " patients so made up do not exist."
         + (f" The {count(rest, 'feature')} that matter least are in dependence.csv alone." if rest else "")
-        + (f" Lines, in order: {listed(note['outputs'], 12)}." if len(note["outputs"]) > 1 else "")
     )
     drawn = svg.picture("dependence", width, height, "How predictions follow each feature", says, inside)
     return tag("div", tag("h3", "How predictions follow each feature"), drawn)
@@ -191,7 +190,7 @@ def _contribution(note: Note) -> Markup:
         [(site, share["shapley"], share["error"]) for site, share in rows], f"share of the fall of the {name}"
     )
     how = (
-        f"from {found['orders']} drawn orders; the line is one standard error"
+        f"from {found['orders']} drawn orders; the thin line is one standard error to either side"
         if found["orders"]
         else "over every set of hospitals"
     )
