@@ -144,11 +144,12 @@ def _importance(note: Note) -> Markup | None:
     body = []
     for told in sorted(note["features"], key=lambda one: -one["importance"]):
         row = [_named(told), plain(told["importance"]), plain(told["deviation"])]
-        row += [plain(told[kind][at]) for at in range(len(scores)) for kind in ("weight", "shift")]
+        row += [_or_dash(told[kind][at]) for at in range(len(scores)) for kind in ("weight", "shift")]
         body.append(row)
     said = (
         "φ is a feature's exact Shapley value for one patient: what it adds to the model's score (before the link, such as log-odds), compared"
-        " with the reference patient, who has the agreed mean of each number and the most frequent level of each category."
+        " with the reference patient, who has the agreed mean of each number and the most frequent level of each category. A category's are of the"
+        " hospitals where none of its levels is rare."
         if scores
         else "Shapley values of features are worked out for linear models and boosted trees; this model is neither."
     )
@@ -159,6 +160,10 @@ def _importance(note: Note) -> Markup | None:
 
 def _named(told: Mapping[str, Any]) -> str:
     return f"{told['feature']} ({told['unit']})" if told["unit"] else told["feature"]
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else plain(value)
 
 
 def _dependence(note: Note) -> Markup | None:
