@@ -495,6 +495,7 @@ def test_a_model_of_fewer_sites_is_put_together_from_the_updates_of_all():
     theta = compared.trained(of)
     found = contribution(of, theta)
     assert (found.same, found.anew, found.orders, found.unfit) == (True, False, 0, 0)
+    assert not contribution(of, np.nextafter(theta, 1.0)).same  # another history led to that one
     X, y = (np.concatenate([getattr(data[site], name) for site in sorted(data)]) for name in ("X_valid", "y_valid"))
     path, at = [], np.zeros(4)
     for _ in range(3):  # the updates that all made, from where all stood
