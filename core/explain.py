@@ -4,6 +4,8 @@
                    Dominici 2019, JMLR 20:177): by how much they rise is what the model owes to the feature
     dependence     the predictions when one feature is set to each value of a public grid for everybody (Friedman 2001, section 8.2)
     attribution    Σφ and Σ|φ| of each feature's Shapley values (`core/attribution.py`), where the model is linear or a forest
+    attributed     of how many patients these are. A category's Σφ may be a count of a level times a coefficient, so until it leaves this is
+                   the smallest of its levels that anybody has: below the minimum its sums stay (`privacy.disclosure.withhold`)
     subgroup.I     the scores of each group of patients that the study names (`core/subgroups.py`), and their histograms
 
 A permutation is drawn within a site from the study's own seed (study, round, site), so whoever has the rows can draw it again. All columns of
@@ -54,7 +56,7 @@ def explaining(
         X, y = rows.X_valid, rows.y_valid
         if not len(y):
             return memory, {name: np.zeros(shape) for name, shape in shapes(0).items()}
-        prediction = family.predict(theta, X)
+        prediction, values = family.predict(theta, X), data.values[data.valid]
         sums: dict[str, Array] = {}
         sums["scores"], sums["histogram"] = judged(y, prediction)
         sums["shuffled"] = np.array(
@@ -71,7 +73,7 @@ def explaining(
         if attribute:
             phi = attribute[0](theta, X, reference(study, payload))
             sums["attribution"] = np.stack([phi.sum(0), np.abs(phi).sum(0)], axis=2)
-        values = data.values[data.valid]
+            sums["attributed"] = _rarest(study, values, payload["impute"])
         for number, group in enumerate(groups):
             cell = group.cell(values[:, group.at])
             found = [judged(y[cell == at], prediction[cell == at]) for at in range(len(group.labels))]
@@ -91,7 +93,7 @@ def explaining(
             "shuffled": (len(names), repeats),
         }
         found |= {"dependence": (points, outputs)} if points else {}
-        found |= {"attribution": (len(names), attribute[1], 2)} if attribute else {}
+        found |= {"attribution": (len(names), attribute[1], 2), "attributed": (len(names),)} if attribute else {}
         for number, group in enumerate(groups):
             found[f"subgroup.{number}"] = (len(group.labels), SUMS)
             found[f"subgroup.{number}.histogram"] = (len(group.labels), *histogram)
@@ -168,9 +170,24 @@ def _dependence(study: Study, family: Family, theta: Vector, statistics: Statist
     return np.stack(found)
 
 
+def _rarest(study: Study, values: Array, impute: Vector) -> Vector:
+    """(features,) rows of the rarest level that a category has here, missing ones filled; of a number all rows."""
+    found = np.full(len(study.features), float(len(values)))
+    for j, feature in enumerate(study.features):
+        if isinstance(feature, Category):
+            filled = np.where(np.isnan(values[:, j]), impute[j], values[:, j])
+            found[j] = np.unique(filled, return_counts=True)[1].min()
+    return found
+
+
 def _sound(site: str, sums: Sums) -> Sums:
-    """The sums as they came. Raises UpdateRejected where a group has more patients than there are, or less than none."""
+    """The sums as they came. Raises UpdateRejected where sums are of more patients than there are, or of less than none."""
     n = float(sums["scores"][0])
+    told = sums.get("attributed", np.zeros(1))
+    if told.min() < 0 or told.max() > n:
+        raise UpdateRejected(
+            f"expected Shapley values of the patients set aside at site '{site}', found them of more than there are: it was refused"
+        )
     cells = [array for name, array in sums.items() if name.startswith("subgroup.") and not name.endswith(".histogram")]
     if any((array[:, 0] < 0).any() or float(array[:, 0].sum()) > n for array in cells):
         raise UpdateRejected(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from fedrounds.core.algorithm import Sums
 from fedrounds.core.evaluate import HEADLINE, LOSS, metrics
 from fedrounds.core.explain import counts_of, grids
@@ -30,9 +28,9 @@ def understood(plan: Plan, statistics: Statistics, parts: Mapping[str, Sums]) ->
     Returns:
         `metric`, `loss`: their names. `everywhere`, and `sites`: metrics of all and of each, for whom there are any. `features`: of each the
         `importance` (by how much the mean loss rises when it is permuted), its standard `deviation` over the repeats, the importance at each
-        of `sites`, and by output the means of φ (`shift`) and of |φ| (`weight`), if the model has any. `dependence`: of each feature with a
-        grid the `points` and the mean prediction at each, by output. `subgroups`: of each parting its `groups`, with metrics of all and of
-        `sites`. `outputs`: what predictions are of, `scores`: what φ is of.
+        of `sites`, and by score the means of φ (`shift`) and of |φ| (`weight`), if the model has any, over the sites that tell them; None if
+        none does. `dependence`: of each feature with a grid the `points` and the mean prediction at each, by output. `subgroups`: of each
+        parting its `groups`, with metrics of all and of `sites`. `outputs`: what predictions are of, `scores`: what φ is of.
     """
     whole = _summed(parts)
     shown = {} if TOGETHER in parts else {site: sums for site, sums in parts.items() if _judged(sums) >= FEWEST}
@@ -75,7 +73,7 @@ def _rises(sums: Sums) -> Array:
 
 
 def _features(plan: Plan, whole: Sums, shown: Mapping[str, Sums]) -> list[Told]:
-    rises, n = _rises(whole), _judged(whole)
+    rises = _rises(whole)
     found: list[Told] = []
     for j, feature in enumerate(plan.study.features):
         told: Told = {
@@ -86,8 +84,13 @@ def _features(plan: Plan, whole: Sums, shown: Mapping[str, Sums]) -> list[Told]:
             "sites": {site: float(_rises(sums)[j].mean()) for site, sums in shown.items()},
         }
         if "attribution" in whole:
-            shift, weight = np.moveaxis(whole["attribution"][j] / n, 1, 0)
-            told |= {"shift": shift.tolist(), "weight": weight.tolist()}
+            of = float(whole["attributed"][j])
+            means = (
+                (whole["attribution"][j] / of).T.tolist()
+                if of >= FEWEST
+                else [[None] * whole["attribution"].shape[1]] * 2
+            )
+            told |= {"shift": means[0], "weight": means[1]}
         found.append(told)
     return found
 

@@ -12,12 +12,12 @@ from fedrounds.reports.evidence import Evidence
 from fedrounds.reports.markup import Markup, raw, table, tag
 from fedrounds.reports.result import NAMES, figure, plain
 from fedrounds.reports.style import CSS, LIGHT
-from fedrounds.reports.words import count, listed, shown
+from fedrounds.reports.words import count, shown
 
 Note = Mapping[str, Any]
 STROKES = (
     "text{font:13px system-ui,sans-serif;fill:var(--ink)}text.soft{fill:var(--soft)}.grid{stroke:var(--faint)}.axis{stroke:var(--soft)}"
-    ".bar{fill:var(--bar)}.bar.less{fill:var(--less)}.error{stroke:var(--ink);stroke-width:1.6}.paper{fill:#fff}"
+    ".bar{fill:var(--bar)}.own{fill:none;stroke:var(--own);stroke-width:2.2}.pool{stroke:var(--pool);stroke-width:2.4}.paper{fill:#fff}"
 )
 
 
@@ -132,7 +132,7 @@ def _importance(note: Note) -> Markup | None:
     width, height, inside = pictured.bars(_importances(note), _axis(note))
     says = (
         f"By how much the {NAMES[note['loss']]} rises when the values of a feature are permuted among the patients of a hospital: the more, the"
-        " more the model owes to it. The line is one standard deviation over the repeats."
+        " more the model owes to it. The thin line is one standard deviation over the repeats, to either side; a hollow bar is below 0."
     )
     drawn = svg.picture("importance", width, height, "What the model goes by", says, inside)
     many = len(note["scores"]) > 1
@@ -144,11 +144,12 @@ def _importance(note: Note) -> Markup | None:
     body = []
     for told in sorted(note["features"], key=lambda one: -one["importance"]):
         row = [_named(told), plain(told["importance"]), plain(told["deviation"])]
-        row += [plain(told[kind][at]) for at in range(len(scores)) for kind in ("weight", "shift")]
+        row += [_or_dash(told[kind][at]) for at in range(len(scores)) for kind in ("weight", "shift")]
         body.append(row)
     said = (
         "φ is a feature's exact Shapley value for one patient: what it adds to the model's score (before the link, such as log-odds), compared"
-        " with the reference patient, who has the agreed mean of each number and the most frequent level of each category."
+        " with the reference patient, who has the agreed mean of each number and the most frequent level of each category. A category's are of the"
+        " hospitals where none of its levels is rare."
         if scores
         else "Shapley values of features are worked out for linear models and boosted trees; this model is neither."
     )
@@ -159,6 +160,10 @@ def _importance(note: Note) -> Markup | None:
 
 def _named(told: Mapping[str, Any]) -> str:
     return f"{told['feature']} ({told['unit']})" if told["unit"] else told["feature"]
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else plain(value)
 
 
 def _dependence(note: Note) -> Markup | None:
@@ -172,7 +177,6 @@ def _dependence(note: Note) -> Markup | None:
         "The mean prediction when a feature is set to a value for everybody, all else as it is. Where features go together, some of the"
         " patients so made up do not exist."
         + (f" The {count(rest, 'feature')} that matter least are in dependence.csv alone." if rest else "")
-        + (f" Lines, in order: {listed(note['outputs'], 12)}." if len(note["outputs"]) > 1 else "")
     )
     drawn = svg.picture("dependence", width, height, "How predictions follow each feature", says, inside)
     return tag("div", tag("h3", "How predictions follow each feature"), drawn)
@@ -191,7 +195,7 @@ def _contribution(note: Note) -> Markup:
         [(site, share["shapley"], share["error"]) for site, share in rows], f"share of the fall of the {name}"
     )
     how = (
-        f"from {found['orders']} drawn orders; the line is one standard error"
+        f"from {found['orders']} drawn orders; the thin line is one standard error to either side"
         if found["orders"]
         else "over every set of hospitals"
     )

@@ -296,6 +296,25 @@ def test_nothing_of_few_patients_leaves_and_histograms_of_groups_only_where_noth
         assert not any(array.any() for array in gone.values())
 
 
+def test_shapley_values_of_a_category_with_a_rare_level_leave_as_of_nobody(logistic):
+    plan, state = logistic.plan, logistic.state
+    cohort = logistic.data["west"]
+    values = np.vstack([cohort.values[:20], cohort.values[:20]])
+    values[:, 2] = [0.0] * 30 + [1.0] * 7 + [2.0] * 3  # with one coefficient a level, Σφ would be how many have it
+    data = {"west": Cohort("west", values, np.resize([0.0, 1.0], 40), np.ones(40, bool), {})}
+    data["west"].valid[::2] = False
+    found = {}
+    for minimum in (1, 3, 11):
+        policy = Policy(minimum_patients=minimum, explanations=True)
+        found[minimum] = asked(plan, data, "explain", state, policy).explained["west"]
+    assert [sums["attributed"].tolist() for sums in found.values()] == [[20, 20, 20], [20, 20, 0], [20, 20, 0]]
+    assert found[1]["attribution"][2].any()
+    assert not found[3]["attribution"][2].any()
+    assert found[3]["attribution"][:2].all()
+    told_ = understood(plan, state.statistics, {"west": found[3]})["features"]
+    assert [one["weight"] == [None] for one in told_] == [False, False, True]
+
+
 def test_a_hospital_answers_nothing_of_it_unless_its_people_say_so(logistic):
     plan, data, state = logistic.plan, logistic.data, logistic.state
     with pytest.raises(QuorumError, match="explanations = true"):
@@ -319,7 +338,10 @@ def test_sums_under_masks_are_the_sums_of_all_and_of_nobody_alone(model):
     assert list(closed.explained) == [TOGETHER]
     assert closed.heard == SITES
     algorithm = plan.algorithms["explain"]
-    own = {site: algorithm.answer(algorithm.ask(state), {}, data[site], plan.rng(1, site))[1] for site in SITES}
+    own = {
+        site: withhold(algorithm.answer(algorithm.ask(state), {}, data[site], plan.rng(1, site))[1], 1)
+        for site in SITES
+    }
     for name, array in summed(own).items():
         np.testing.assert_allclose(closed.explained[TOGETHER][name], array, rtol=0, atol=4 * 2.0**-9, err_msg=name)
     found = understood(plan, state.statistics, closed.explained)
@@ -473,6 +495,7 @@ def test_a_model_of_fewer_sites_is_put_together_from_the_updates_of_all():
     theta = compared.trained(of)
     found = contribution(of, theta)
     assert (found.same, found.anew, found.orders, found.unfit) == (True, False, 0, 0)
+    assert not contribution(of, np.nextafter(theta, 1.0)).same  # another history led to that one
     X, y = (np.concatenate([getattr(data[site], name) for site in sorted(data)]) for name in ("X_valid", "y_valid"))
     path, at = [], np.zeros(4)
     for _ in range(3):  # the updates that all made, from where all stood

@@ -9,7 +9,7 @@ from fedrounds.core.algorithm import Sums
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.params import Array, Vector
 
-EXPLAINED = ("shuffled", "dependence", "attribution")  # what explains a model, beside its subgroups
+EXPLAINED = ("shuffled", "dependence", "attribution", "attributed")  # what explains a model, beside its subgroups
 HISTOGRAM = ".histogram"
 MERGED = -1.0  # in a histogram: this cell's rows are counted with those of the cell before
 
@@ -39,6 +39,7 @@ def withhold(
         * so does all else that explains a model (`explain`);
         * a subgroup of 1 to `minimum` - 1 validation rows leaves as of none, and with it the next smallest ones until those left out hold
           `minimum` rows or more together: what is left out cannot be had by subtracting the others from all (see `few_of`);
+        * Shapley values of a category leave as of none where fewer than `minimum` validation rows have one of its levels: they may tell how many;
         * histograms of subgroups leave none at all unless `fine`: subtracted from that of all they could tell of few;
         * differences to the champion of fewer than `minimum` validation rows leave as of no rows; those that are noised where their noised
           count is below it, and where they get their noise later, under masks, only where no scores may leave: the true count must decide nothing;
@@ -65,6 +66,10 @@ def withhold(
         few, of = few_of(sums[name][:, 0], minimum), f"{name}{HISTOGRAM}"
         thinned[name] = np.where(few[:, None], 0.0, sums[name])
         thinned[of] = np.where(few.reshape(-1, 1, 1, 1) if fine else True, 0.0, sums[of])
+    if "attributed" in sums:
+        enough = sums["attributed"] >= minimum
+        thinned["attribution"] = sums["attribution"] * enough[:, None, None]
+        thinned["attributed"] = sums["scores"][0] * enough
     explained = [*EXPLAINED, *groups, *(f"{name}{HISTOGRAM}" for name in groups)]
     for about, names in (
         ("scores", ("scores", "histogram", *(name for name in explained if name in sums))),
