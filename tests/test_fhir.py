@@ -141,6 +141,15 @@ def test_words_stand_for_codes_and_an_unknown_code_is_refused_unless_it_has_a_wo
     assert cells(load(source({**column, "other": "no"}), tmp_path, "north"), "smoking") == ["no", "yes", ""]
 
 
+def test_a_whole_number_is_a_value_too(tmp_path: Path) -> None:
+    score = pressure(0, valueInteger=14)
+    del score["valueQuantity"]
+    column = {**PRESSURE, "value": "integer", "unit": None}
+    assert cells(loaded(tmp_path, [patient(), score], column)) == [14]
+    clinic.export([patient(), pressure(14)], tmp_path / "export")
+    assert "with another kind of value" in refusal(source(column), tmp_path, DataContractError)
+
+
 def test_a_condition_counts_by_onset_status_and_verification(tmp_path: Path) -> None:
     flag = {"column": "ill", "resource": "Condition", "code": [DIABETES], "when": "any"}
     people = [patient(str(n)) for n in range(1, 6)]

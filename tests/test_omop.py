@@ -243,6 +243,41 @@ def test_death_and_visits_need_no_concept(cdm: Cdm) -> None:
     assert cdm.cells({**died, "table": "visit_occurrence"}) == [0, 0, 0]
 
 
+def test_drugs_have_a_supply_and_observations_have_words(cdm: Cdm) -> None:
+    for number, (day, supply) in enumerate([("2025-05-01", 30), ("2025-05-20", 90), ("2025-05-25", None)], 1):
+        cdm.say(
+            "INSERT INTO drug_exposure (drug_exposure_id, person_id, drug_concept_id, drug_exposure_start_date, drug_exposure_end_date,"
+            " drug_type_concept_id, days_supply) VALUES (:id, :who, 44826459, :day, :day, 0, :supply)",
+            {"id": number, "who": clinic.FIRST, "day": day, "supply": supply},
+        )
+    cdm.say("UPDATE concept SET standard_concept = 'S'")
+    supply = {
+        "column": "supply",
+        "table": "drug_exposure",
+        "concept": [44826459],
+        "value": "days_supply",
+        "when": "last",
+    }
+    assert cdm.cells(supply)[0] == 90
+    assert cdm.cells({"column": "n", "table": "drug_exposure", "concept": [44826459], "when": "count"}) == [3, 0, 0]
+    for number, (who, said) in enumerate([(0, " daily "), (1, "Never"), (2, "")]):
+        cdm.say(
+            "INSERT INTO observation (observation_id, person_id, observation_concept_id, observation_date, observation_type_concept_id,"
+            " value_as_string) VALUES (:id, :who, 40766362, '2025-05-01', 0, :said)",
+            {"id": number, "who": clinic.FIRST + who, "said": said},
+        )
+    smoking = {
+        "column": "smoking",
+        "table": "observation",
+        "concept": [40766362],
+        "value": "value_as_string",
+        "when": "last",
+    }
+    assert cdm.cells(smoking) == ["daily", "Never", ""]
+    assert cdm.cells({**smoking, "words": {"daily": "yes"}, "other": "no"}) == ["yes", "no", ""]
+    assert "that `words` lacks" in cdm.refusal(DataContractError, {**smoking, "words": {"daily": "yes"}})
+
+
 def test_descendants_of_a_concept_count_only_where_that_is_declared(cdm: Cdm) -> None:
     cdm.say(
         "INSERT INTO condition_occurrence (condition_occurrence_id, person_id, condition_concept_id, condition_start_date,"
