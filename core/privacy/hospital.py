@@ -89,6 +89,13 @@ class Hospitals(Frozen):
             ' leave nothing to learn; set privacy.protect = { kind = "masked" }'
         )
 
+    def require_exact(self, unbounded: Sequence[str], plain: bool) -> None:
+        """Raise ValueError: sums in which one hospital hides settle no fit."""
+        del unbounded, plain
+        raise ValueError(
+            'differential privacy of a hospital clips each one\'s update, and an exact fit has none: choose a preset such as "fedavg"'
+        )
+
     def require(self, unbounded: Sequence[str], local: str, batches: tuple[int, int | str], weights: object) -> None:
         """Raise ValueError where the rest of the study does not go with it; any local rule does."""
         del local, batches
