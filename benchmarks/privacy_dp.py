@@ -329,6 +329,7 @@ HONEST = (
 
 def main() -> None:
     """Print the page, and write it."""
+    from privacy_exact import rows as squares
     from privacy_together import hospitals, rows
 
     words = sys.argv[1:]
@@ -347,7 +348,8 @@ def main() -> None:
     for title, part in (
         ("Accounting", accounting), ("Noise", sampler), ("Training speed", speed),
         ("What privacy costs", lambda: wdbc_auc(seeds)), ("What it costs where noise is made together", lambda: rows(seeds)),
-        ("Where a hospital is protected", lambda: hospitals(seeds)), ("A small, hard study", lambda: heart_auc(seeds)),
+        ("Where a hospital is protected", lambda: hospitals(seeds)), ("Least squares by one release", lambda: squares(seeds)),
+        ("A small, hard study", lambda: heart_auc(seeds)),
     ):  # fmt: skip
         if only and title != only:
             lines += [f"## {title}", "", before[title], ""] if title in before else []

@@ -37,9 +37,14 @@ def plan(directory: Path, state: Path | None, as_json: bool) -> int:
             )
     if year:
         print(f"  the schedule makes {year} rounds in a year; the budget is for {dp.rounds}")
-    print(
-        f"  a step's noise is {found.noise:.2g} times the clip over {sites} sites, {found.drowned:.2g} of the signal at most after all steps"
-    )
+    if folder.study.algorithm.names == ("exact",):
+        print(
+            f"  the noise in the sums over {sites} sites is {found.noise:.2g} of what a column has in them: far below 1 it is a fit"
+        )
+    else:
+        print(
+            f"  a step's noise is {found.noise:.2g} times the clip over {sites} sites, {found.drowned:.2g} of the signal at most after all steps"
+        )
     print(f"  a feature's mean is blurred by {found.blurred:.2g} of half its range")
     if found.doubt is not None:
         print(

@@ -24,7 +24,7 @@ from fedrounds.core.params import Array, Vector
 from fedrounds.core.participation import paced
 from fedrounds.core.personal import beside
 from fedrounds.core.preprocess import Statistics, columns_of
-from fedrounds.core.privacy import joint, private, updates
+from fedrounds.core.privacy import joint, private, sufficient, updates
 from fedrounds.core.privacy.compared import comparing
 from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.patient import Differential
@@ -122,21 +122,30 @@ def build(study: Study) -> Plan:
 
 def _noised(study: Study, dp: Private, family: Family, agreed: Mapping[str, tuple[int, ...]]) -> dict[Ask, Algorithm]:
     """What is asked where differential privacy holds: nothing but what is noised."""
+    together = partial(joint.surplus, dp) if study.masked and isinstance(dp, Differential) else None
+    first = joint.statistics(study, dp) if study.masked else private.statistics(study, dp)
+    if isinstance(study.algorithm, Exact):
+        assert isinstance(dp, Differential)
+        penalty = study.model.penalty * family.penalised
+        train = sufficient.training(dp, family.layout.size, penalty, agreed, together)
+    else:
+        train = _descending(study, dp, family, agreed)
+    score = private.silent(train)
+    if isinstance(dp, Differential) and dp.scores:
+        score = comparing(dp, dp.scores, family, agreed, together)
+    return {"statistics": first, "train": train, "score": score}
+
+
+def _descending(study: Study, dp: Private, family: Family, agreed: Mapping[str, tuple[int, ...]]) -> Algorithm:
+    """Training by noised updates."""
     parts = study.averaging
     step = parts.server.rule()
     if isinstance(dp, Hospitals):
-        first = joint.statistics(study, dp)
         gradient = _penalised(family, study)
-        train = updates.training(dp, family.layout.size, gradient, parts.local.rule(), step, agreed)
-    elif study.masked:
-        first, train = joint.statistics(study, dp), joint.training(study, dp, family, step, agreed)
-    else:
-        first = private.statistics(study, dp)
-        train = private.training(study, dp, family, parts.combine.rule(), step, _weight(study), agreed)
-    if not (isinstance(dp, Differential) and dp.scores):
-        return {"statistics": first, "train": train, "score": private.silent(train)}
-    known = partial(joint.in_comparison, dp) if study.masked else None
-    return {"statistics": first, "train": train, "score": comparing(dp, dp.scores, family, agreed, known)}
+        return updates.training(dp, family.layout.size, gradient, parts.local.rule(), step, agreed)
+    if study.masked:
+        return joint.training(study, dp, family, step, agreed)
+    return private.training(study, dp, family, parts.combine.rule(), step, _weight(study), agreed)
 
 
 def _penalised(family: Family, study: Study) -> Gradient:

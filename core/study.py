@@ -281,7 +281,7 @@ class Study(Frozen):
         if isinstance(self.algorithm, Averaging):
             robust.require(self.algorithm.combine, self.privacy, self.weights)
             personal.require(self.algorithm.own, self.privacy.dp is not None)
-        if self.privacy.dp:
+        if self.privacy.dp and isinstance(self.algorithm, Averaging):
             rule = self.averaging.local
             self.privacy.dp.require(free, rule.kind, (rule.epochs, rule.batch), self.weights)
         if isinstance(self.algorithm, Averaging):
@@ -319,8 +319,14 @@ class Study(Frozen):
         if self.weights != "patients":
             raise ValueError('an exact fit counts every patient alike: leave weights at "patients"')
         if self.privacy.dp:
-            raise ValueError(
-                "differential privacy trains by noised gradient descent, and the sums of an exact fit are not noised: choose one of the two"
+            if not model.settled:
+                raise ValueError(
+                    f"the sums of an exact {model.kind} fit have no bound that is known beforehand, or are taken anew at each step, so nobody has"
+                    ' noised them: under differential privacy choose a preset such as "fedavg", or a linear model'
+                )
+            free = [feature.name for feature in self.features if isinstance(feature, Number) and feature.range is None]
+            self.privacy.dp.require_exact(
+                free, getattr(model, "intercept", False) and not self.offset and not self.case_weights
             )
         if self.protocol.codec != "float64":
             raise ValueError("the sums of an exact fit need all their digits: leave out protocol.codec")

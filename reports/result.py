@@ -197,6 +197,8 @@ def rounds(of: Evidence) -> Markup | None:
     """Loss and metric over the rounds, and every round in a table."""
     if not of.scored:
         return None
+    if of.study.privacy.dp:  # there is nothing to draw
+        return _every_round(of)
     steps = list(of.scored)
     records = [of.scored[step].record for step in steps]
     names = sorted({site for record in records for site in record["sites"]})
@@ -268,7 +270,7 @@ def sites(of: Evidence) -> Markup | None:
     """Alone, federated, pooled at each hospital."""
     patients = of.baselines.get("patients", {})
     names = [site for site in of.sites if site in of.record["sites"]]
-    if not names:
+    if not names or of.study.privacy.dp:
         return None
 
     def rows_of(site: str) -> float:

@@ -233,7 +233,7 @@ def plots(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], cha
     loss, metric = LOSS[study.target.kind], headline(study)
     scored: dict[int, Mapping[str, Any]] = {}
     for visit in visits:
-        if visit.record["scored"] is not None:
+        if visit.record["scored"] is not None and visit.record["metrics"]:  # none are told under differential privacy
             scored.setdefault(visit.record["scored"], visit.record)
     drift = drift_plots(study, visits)
     if not scored:

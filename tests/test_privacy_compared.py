@@ -127,7 +127,7 @@ def test_a_study_without_the_word_is_the_study_that_it_was():
         ({"scores": {"every": 5}}, "expected two versions or more to compare in privacy.dp.rounds = 8"),
         ({"scores": {"every": 2, "share": 0.7}}, "expected something of ε left for training"),
         ({"scores": {"every": 2, "clip": 0}}, "greater than 0"),
-        ({"unit": "hospital", "hospitals": 12, "masked": True}, "scores"),
+        ({"unit": "hospital", "hospitals": 12, "masked": True}, "in which one hospital can hide tells too little"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(changes, said):

@@ -31,6 +31,7 @@ class Kind(Frozen):
         algorithms: Whether its rounds can average, be exact, or either.
         additive: Whether its score is a sum over the columns, so that an offset can be added to it.
         clippable: Whether one patient's gradient can be clipped by itself (`privacy.dpsgd`), for differential privacy.
+        settled: Whether its exact fit is one of sums whose bound a patient's is known beforehand (`privacy.sufficient`), for differential privacy.
         ratio: What exp(coefficient) is called; empty where it means nothing.
         paper: Where it comes from.
         flavour: By which part of MLflow a registered version is loaded.
@@ -40,6 +41,7 @@ class Kind(Frozen):
     algorithms: ClassVar[tuple[str, ...]] = ("averaging",)
     additive: ClassVar[bool] = False
     clippable: ClassVar[bool] = False
+    settled: ClassVar[bool] = False
     ratio: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     flavour: ClassVar[Literal["sklearn", "pyfunc"]] = "sklearn"

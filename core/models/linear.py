@@ -26,6 +26,7 @@ class Linear(Kind):
     algorithms: ClassVar[tuple[str, ...]] = ("averaging", "exact")
     additive: ClassVar[bool] = True
     clippable: ClassVar[bool] = True
+    settled: ClassVar[bool] = True
     paper: ClassVar[str] = "Hastie, Tibshirani and Friedman 2009, section 3.2"
     kind: Literal["linear"]
     intercept: bool = True

@@ -77,7 +77,8 @@ def comparing(
     """Being asked for scores: the version and the champion come in, one noised vector goes out; without a champion nothing does.
 
     Args:
-        together: under masks, from what is known of a sum the standard deviation of the noise in it; noise is then made on the way into words.
+        together: under masks, from what is known of a sum how many times the noise's variance that is accounted for is in it; noise is then
+            made on the way into words.
 
     Guarantees:
         * a version is compared once `scores.every` rounds, so no schedule releases more than is accounted for;
@@ -105,7 +106,8 @@ def comparing(
         paired: dict[str, Array] = {}
         for site, said in replies:
             if NAME in said and together:
-                paired[site] = np.append(sums(said[NAME], scores.clip), variances(together(said), scores.clip))
+                noise = mechanism(dp).deviation * sqrt(together(said))
+                paired[site] = np.append(sums(said[NAME], scores.clip), variances(noise, scores.clip))
             elif NAME in said:
                 paired[site] = np.append(said[NAME], variances(mechanism(dp).deviation, scores.clip))
         return Folded(state, paired=paired, compared=scores.due(state.round) and (bool(paired) or not state.champion))

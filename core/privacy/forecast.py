@@ -7,12 +7,13 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from fedrounds.core.plan import Plan
-from fedrounds.core.privacy import compared, private
+from fedrounds.core.privacy import compared, private, sufficient
 from fedrounds.core.privacy.accounting import epsilon
 from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.noise import Gaussian
 from fedrounds.core.privacy.noised import honest
 from fedrounds.core.privacy.patient import Differential, Scores
+from fedrounds.core.strategy import Exact
 from fedrounds.core.study import Study
 
 DROWNED = (
@@ -28,7 +29,8 @@ class Forecast(NamedTuple):
     Args:
         epsilons: ε after round 0, 1, …: of each site's rows.
         multiplier: z of training.
-        noise: standard deviation of the noise in the averaged step, as a vector's length, over the clip: what a step's signal is at most.
+        noise: standard deviation of the noise in the averaged step, as a vector's length, over the clip: what a step's signal is at most. Of an
+            exact fit: how far it moves an eigenvalue of the sums of all sites, over the number of their patients.
         drowned: the same after all steps, where signal adds up and noise by its square root.
         blurred: standard deviation of the noise in a feature's mean, in halves of its range.
         warnings: why it cannot work, or what to know; empty if there is nothing.
@@ -62,8 +64,11 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
     epsilons = tuple(
         epsilon([first, one._replace(times=one.times * r), *dp.comparing(r)], budget.delta) for r in range(reach + 1)
     )
+    exact = isinstance(study.algorithm, Exact)
     if isinstance(dp, Hospitals):  # in clips; what is divided by is the number of hospitals alone
         mechanism, clip, divisor, rows, steps = dp.mechanism(dp.size(size)), 1.0, 1.0, 1.0, 1
+    elif exact:  # how far it moves an eigenvalue of the sums (`sufficient.fitted`), over that of a standardised column
+        mechanism, clip, divisor, rows, steps = sufficient.mechanism(dp, size), sqrt(0.5), dp.patients, dp.patients, 1
     else:
         mechanism, clip, divisor, rows, steps = (
             Gaussian(dp.clip, one.multiplier, size),
@@ -76,7 +81,7 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
         sqrt(sites / honest(sites, dp.colluders)) / sites if study.masked else 1 / sqrt(sites)
     )  # of one site's noise in the mean
     noise = mechanism.deviation / clip * sqrt(size) * apart / divisor
-    drowned = noise / sqrt(max(reach, 1) * steps)
+    drowned = noise if exact else noise / sqrt(max(reach, 1) * steps)  # each exact fit is a new one
     counts = Gaussian(private.sensitivity(study), first.multiplier, 1 + sum(map(private.shares_of, study.features)))
     blurred = counts.deviation / rows * apart
     doubt = _doubt(dp, dp.scores, study, sites) if isinstance(dp, Differential) and dp.scores else None

@@ -6,11 +6,11 @@ many patients it has: its statistics are means over its own rows, its update is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedrounds.core.frozen import Frozen, Rate
 from fedrounds.core.privacy.accounting import Budget, Event, multiplier
@@ -44,7 +44,17 @@ class Hospitals(Frozen):
     statistics: Share = 0.3
     colluders: int | None = Field(default=None, ge=0)
     spare: int = Field(default=0, ge=0, le=100_000)
-    scores: ClassVar[None] = None  # of few hospitals no mean that hides one of them tells which version is better
+    scores: ClassVar[None] = None  # refused below
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compares_nothing(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "scores" in given:
+            raise ValueError(
+                "a mean loss in which one hospital can hide tells too little of two versions: leave out privacy.dp.scores, or protect patients"
+                ' (unit = "patient")'
+            )
+        return cast(Any, given)
 
     @property
     def budget(self) -> Budget:
@@ -87,6 +97,13 @@ class Hospitals(Frozen):
         raise ValueError(
             "unit 'hospital' needs masked sums: without them the coordinator sees each hospital's own update, and noise that hid it there would"
             ' leave nothing to learn; set privacy.protect = { kind = "masked" }'
+        )
+
+    def require_exact(self, unbounded: Sequence[str], plain: bool) -> None:
+        """Raise ValueError: sums in which one hospital hides settle no fit."""
+        del unbounded, plain
+        raise ValueError(
+            'differential privacy of a hospital clips each one\'s update, and an exact fit has none: choose a preset such as "fedavg"'
         )
 
     def require(self, unbounded: Sequence[str], local: str, batches: tuple[int, int | str], weights: object) -> None:

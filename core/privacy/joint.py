@@ -22,7 +22,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import Ask
 from fedrounds.core.models.family import Family
 from fedrounds.core.preprocess import Cohort, Rows
-from fedrounds.core.privacy import compared, private
+from fedrounds.core.privacy import compared, private, sufficient
 from fedrounds.core.privacy.dpsgd import clipping
 from fedrounds.core.privacy.grid import Grid
 from fedrounds.core.privacy.hospital import Hospitals
@@ -60,6 +60,9 @@ def grids(study: Study, ask: Ask, shapes: Mapping[str, tuple[int, ...]]) -> dict
                 found[name] = Noised(np.array(ROWS), mechanism=_counts(study, dp, shape[0]), colluders=dp.colluders)
             case compared.NAME if isinstance(dp, Differential) and dp.scores:
                 found[name] = Noised(np.array(ROWS), mechanism=compared.mechanism(dp), colluders=dp.colluders)
+            case sufficient.NAME if isinstance(dp, Differential):
+                sums = sufficient.mechanism(dp, sufficient.columns_of(shape[0]))
+                found[name] = Noised(np.array(sums.sensitivity * ROWS), mechanism=sums, colluders=dp.colluders)
             case "weight":
                 found[name] = Grid(np.array(2.0**30))
             case _:
@@ -73,10 +76,10 @@ def _counts(study: Study, dp: Differential | Hospitals, size: int) -> Gaussian:
     return Gaussian(private.sensitivity(study), dp.statistics_event().multiplier, size)
 
 
-def in_comparison(dp: Differential, sums: Sums) -> float:
-    """Standard deviation of the noise in each number of a comparison's sum, from who was heard of whom."""
+def surplus(dp: Differential, sums: Sums) -> float:
+    """How many times the variance that is accounted for is in a sum, from who was heard of whom."""
     heard, sites = (int(number) for number in sums[HEARD])
-    return compared.mechanism(dp).deviation * sqrt(heard / honest(sites, dp.colluders))
+    return heard / honest(sites, dp.colluders)
 
 
 def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedrounds.core.frozen import Frozen, Rate
+from fedrounds.core.frozen import Finite, Frozen, Rate
 from fedrounds.core.privacy.accounting import Budget, Event, multiplier
 
 UNSTATED = (1, 32)  # epochs and batch of a local rule that states neither
@@ -16,6 +16,7 @@ LATER = (
     ("colluders", None),
     ("spare", 0),
     ("scores", None),
+    ("target", None),
 )  # words that some studies are older than, as they say nothing
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -62,6 +63,7 @@ class Differential(Frozen):
         colluders: under masks, how many sites of a sum may tell the coordinator the noise that they drew; as many as the masks withstand
             (⌈n/3⌉ - 1 of n) where it is left out. The fewer, the less noise.
         spare: under masks, exchanges that may be asked again after a crash or a lost quorum: each costs as the first time did.
+        target: of an exact fit, the public range on which the target is cut.
         scores: how versions are compared with the champion; left out: scores stay at the sites, and there is no champion.
     """
 
@@ -77,6 +79,7 @@ class Differential(Frozen):
     colluders: int | None = Field(default=None, ge=0)
     spare: int = Field(default=0, ge=0, le=100_000)
     scores: Scores | None = None
+    target: tuple[Finite, Finite] | None = None
 
     @model_validator(mode="after")
     def _leaves_some(self) -> Differential:
@@ -164,6 +167,10 @@ class Differential(Frozen):
             raise ValueError(
                 f"differential privacy trains by noised gradient descent: expected local rule 'sgd', found '{local}'"
             )
+        if self.target is not None:
+            raise ValueError(
+                "privacy.dp.target bounds the target of an exact fit, and this study descends: leave it out"
+            )
         if batches != UNSTATED:
             raise ValueError(
                 "under differential privacy batches are drawn by privacy.dp.sample_rate, and there are privacy.dp.steps a round:"
@@ -173,4 +180,28 @@ class Differential(Frozen):
             raise ValueError(
                 "weights 'patients' would tell each site's number of patients: under differential privacy expected \"uniform\" or stated"
                 " weights (a site with more patients moves the model more by itself: its sum is divided by a public number)"
+            )
+
+    def require_exact(self, unbounded: Sequence[str], plain: bool) -> None:
+        """Raise ValueError where it does not go with an exact fit, which reads every patient once a round.
+
+        Args:
+            plain: whether the model has an intercept, and neither offset nor case weights.
+        """
+        if unbounded:
+            raise ValueError(
+                f"differential privacy needs the range of every number, which bounds what a patient adds: give one for {', '.join(unbounded[:8])}"
+            )
+        if self.target is None or self.target[0] >= self.target[1]:
+            raise ValueError(
+                "the sums of an exact fit under differential privacy need a public range of the target: state privacy.dp.target = [low, high]"
+            )
+        if (self.sample_rate, self.steps) != (1.0, 1):
+            raise ValueError(
+                "an exact fit reads every patient once a round: state privacy.dp.sample_rate = 1.0 and privacy.dp.steps = 1"
+            )
+        if not plain:
+            raise ValueError(
+                "an exact fit under differential privacy counts its patients by the intercept and counts each once: leave model.intercept at true,"
+                " and offset and case_weights out"
             )

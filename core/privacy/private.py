@@ -31,7 +31,7 @@ NARROWEST = 0.02  # of half a range: no number's standard deviation is taken to 
 VARIANCE = 2.0  # the noise in a variance over that in a sum, about: E x² - (E x)² takes it twice
 LEAVES: Mapping[Ask, frozenset[str]] = {
     "statistics": frozenset({"noised"}),
-    "train": frozenset({"delta"}),
+    "train": frozenset({"delta", "moments"}),
     "score": frozenset({"compared"}),
 }
 
