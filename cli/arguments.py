@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def positive(text: str) -> int:
-    """A number of rounds, or of one."""
+    """A number of rounds."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of rounds above 0, found {text!r}")
     return int(text)
@@ -43,6 +43,13 @@ def port(text: str) -> int:
     """Where a server listens; 0 takes a free one."""
     if not text.isdecimal() or int(text) >= 65536:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, found {text!r}")
+    return int(text)
+
+
+def number(text: str) -> int:
+    """A version's number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a version's number, 1 or above, found {text!r}")
     return int(text)
 
 

@@ -68,6 +68,7 @@ class Registry:
             ServiceError: the registry does not answer.
         """
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         which = f"version {self.pinned}" if self.pinned else "champion"
         file = self.tracking.removeprefix("sqlite:///")
@@ -84,6 +85,10 @@ class Registry:
                 raise ServiceError(
                     f"expected MLflow's registry to tell of '{self.study}', found {error.error_code}: see that it runs"
                 ) from None
+        except (OSError, SQLAlchemyError) as error:  # its own words may hold the store's address, and so a password
+            raise ServiceError(
+                f"expected MLflow's registry to tell of '{self.study}', found {type(error).__name__}: see that it runs"
+            ) from None
         raise StateError(
             f"expected a {which} of '{self.study}' in MLflow's registry, found none: `fedrounds status` tells which rounds there are"
         )

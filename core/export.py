@@ -7,13 +7,13 @@ number), NaN or None where missing. Missing codes of the same type as their colu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedrounds.core.params import Array, Vector
-from fedrounds.core.preprocess import Statistics
+from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.study import Category, Feature, Number, Study, canonical
 
 if TYPE_CHECKING:
@@ -100,6 +100,32 @@ def frame(features: Sequence[Feature], values: Array) -> Any:
             column = cells[np.where(np.isnan(column), len(cells) - 1, column).astype(np.intp)]
         made[feature.name] = column
     return pd.DataFrame(made)
+
+
+def spreading(fitted: Pipeline, features: Sequence[Feature]) -> Callable[[Array], Array]:
+    """What a pipeline's first step does to cleaned values: (n, features) -> (n, width), to the bit and in a hundredth of its time.
+
+    scikit-learn checks each column in a dozen places, and takes as long for one patient as for a thousand. So it is asked once what it makes
+    of every level, of any other value and of a missing one; what remains is looking that up. A number passes as it is.
+    """
+    counts = [len(feature.categories) + 2 if isinstance(feature, Category) else 1 for feature in features]
+    asked = np.full((max(counts), len(features)), np.nan)
+    for j, count in enumerate(counts):
+        asked[: count - 1, j] = np.arange(count - 1)
+    made: Array = np.asarray(fitted.named_steps["columns"].transform(frame(features, asked)), np.float64)
+    ends = np.cumsum([len(columns_of(feature)) for feature in features])
+    tables = [block[:count] for block, count in zip(np.split(made, ends[:-1], axis=1), counts, strict=True)]
+
+    def spread(values: Array) -> Array:
+        blocks: list[Array] = []
+        for column, table, feature in zip(values.T, tables, features, strict=True):
+            filled: Any = np.where(
+                np.isnan(column), table[0, 0] if isinstance(feature, Number) else len(table) - 1, column
+            )
+            blocks.append(filled[:, None] if isinstance(feature, Number) else table[filled.astype(np.intp)])
+        return np.concatenate(blocks, axis=1)
+
+    return spread
 
 
 def _other(feature: Category) -> Any:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedrounds.core.dictionary import DICTIONARY, Dictionary, check
 from fedrounds.core.errors import FedroundsError, StateError
 from fedrounds.core.scoring import MOST_BYTES, MOST_ROWS, Refused, columns
-from fedrounds.core.study import Binary, Multiclass, canonical
+from fedrounds.core.study import Binary, Category, Multiclass, canonical
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -45,6 +45,7 @@ class Version:
 
     Args:
         tags: what MLflow's registry says of it.
+        spread: its pipeline's first step (`core.export.spreading`).
         width: how many numbers it predicts of a patient.
     """
 
@@ -52,6 +53,7 @@ class Version:
     tags: Mapping[str, str]
     dictionary: Dictionary
     pipeline: Any
+    spread: Callable[[Any], Any]
     width: int = 1
 
     @classmethod
@@ -63,11 +65,11 @@ class Version:
         """
         from zipfile import BadZipFile
 
-        import numpy as np
         import skops.io
         from pydantic import ValidationError
         from skops.io.exceptions import UntrustedTypesFoundException
 
+        from fedrounds.core.export import spreading
         from fedrounds.tasks.model_folder import MODEL
         from fedrounds.tasks.track import TRUSTED
 
@@ -85,21 +87,38 @@ class Version:
             ) from None
         try:
             pipeline = skops.io.load(folder / MODEL, trusted=TRUSTED)
-        except (UntrustedTypesFoundException, BadZipFile, KeyError, ValueError) as error:
+            made = cls(number, tags, dictionary, pipeline, spreading(pipeline, dictionary.features))
+            return replace(made, width=made.proved())
+        except (UntrustedTypesFoundException, BadZipFile, AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"expected at version {number} a model as Fedrounds writes it, found one that is damaged or of other types"
                 f" ({type(error).__name__}): `fedrounds repair` after moving it away"
             ) from None
-        made = cls(number, tags, dictionary, pipeline)
-        first = made.predict(np.full((1, len(dictionary.features)), np.nan))  # takes longer: nobody shall wait for it
-        return replace(made, width=first.size)
+
+    def proved(self) -> int:
+        """How many numbers it predicts of a patient, after a comparison with the whole pipeline that also spares the first caller a wait."""
+        import numpy as np
+
+        from fedrounds.core.export import frame
+
+        cells: dict[str, Any] = {}
+        for feature in self.dictionary.features:
+            if isinstance(feature, Category):
+                cells[feature.name] = feature.categories[0], feature.categories[-1], None
+            else:
+                cells[feature.name] = *(feature.range or (0.5, 1.5)), None
+        rows = check(self.dictionary, cells).values
+        expected = _predict(self.pipeline, frame(self.dictionary.features, rows))
+        if not np.allclose(self.predict(rows), expected, rtol=1e-12, atol=1e-12, equal_nan=True):
+            raise StateError(
+                f"expected the parts of version {self.number} to predict what its pipeline does, found that they do not:"
+                " do not serve it with this release"
+            )
+        return expected[0].size
 
     def predict(self, values: Any) -> Any:
         """(n, features) as `check` gives them -> (n,) values, or (n, k) probabilities or components: what MLflow gives."""
-        from fedrounds.core.export import frame
-
-        rows = frame(self.dictionary.features, values)
-        return (self.pipeline.predict_proba if hasattr(self.pipeline, "predict_proba") else self.pipeline.predict)(rows)
+        return _predict(self.pipeline[1:], self.spread(values))
 
     def answer(self, body: bytes, most: int = MOST_ROWS) -> dict[str, Any]:
         """What a request is answered.
@@ -163,6 +182,10 @@ class Version:
         words = ("round", "model_digest", "decision")
         told = {word: self.tags[f"fedrounds.{word}"] for word in words if f"fedrounds.{word}" in self.tags}
         return {"study": self.dictionary.study, "version": self.number, "study_digest": self.dictionary.digest, **told}
+
+
+def _predict(fitted: Any, rows: Any) -> Any:
+    return (fitted.predict_proba if hasattr(fitted, "predict_proba") else fitted.predict)(rows)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import http.client
 import json
@@ -9,8 +10,10 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,7 +35,8 @@ from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 from fedrounds.tasks import folder as folders
-from fedrounds.tasks.scoring import Version
+from fedrounds.tasks import scoring
+from fedrounds.tasks.scoring import Served, Version, app
 
 # --- every kind of model ----------------------------------------------------------------------------------------------
 
@@ -455,6 +459,47 @@ def test_a_look_that_finds_the_same_champion_loads_nothing_and_an_earlier_releas
         registry.version()
     assert program("repair", server.folder).returncode == 0
     assert registry.version().dictionary == now.dictionary
+
+
+def test_a_folder_without_a_store_goes_by_mlflows_own_variable(server, program, new_study, tmp_path):
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([list(ROW), list(ROW.values())])
+    store = f"sqlite:///{server.folder / 'mlruns' / 'mlflow.db'}"
+    words = "score", new_study, tmp_path / "in.csv", tmp_path / "out.csv", "--json"
+    done = program(*words, MLFLOW_TRACKING_URI=store)
+    assert json.loads(done.stdout)["version"] == server.version()
+    done = program(*words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 16
+    assert "expected MLflow's registry to tell of 'toy'" in done.stderr
+
+
+def test_the_registry_is_asked_again_and_again_and_only_so_many_may_wait(server, monkeypatch):
+    now = Registry.of(server.folder, None, None).version()
+    later, asked = replace(now, number="9"), []
+
+    def look(current):
+        asked.append(current.number)
+        return later if len(asked) == 2 else None
+
+    async def ask(served, **more):
+        transport = httpx.ASGITransport(app(served, 5.0, **more))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            answer = await client.post("/invocations", json=row())
+        return answer.status_code, answer.json().get("error", "")
+
+    async def both():
+        served = Served(now, look, 0.01)
+        following = asyncio.create_task(served.follow())
+        while len(asked) < 4:
+            await asyncio.sleep(0.01)
+        following.cancel()
+        assert (served.current, asked[:4]) == (later, [now.number, now.number, "9", "9"])
+        assert (await ask(served, most_bytes=30))[0] == 413
+        assert (await ask(served))[0] == 200
+        monkeypatch.setattr(scoring, "WAITING", 0)
+        assert await ask(served) == (503, "expected fewer than 0 requests at once, found more: try again soon")
+
+    asyncio.run(both())
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
