@@ -17,7 +17,7 @@ from fedrounds.core.study import Study
 from fedrounds.reports.account import NOT_FOR_USE, apart, limits_of
 from fedrounds.reports.groups import auc_interval
 from fedrounds.reports.result import NAMES, error, figure, size
-from fedrounds.reports.words import count, how_to_load, listed, shown, trained_on
+from fedrounds.reports.words import count, how_to_load, kind_of, listed, shown, trained_on
 
 MOST = 4500  # characters of a summary; MLflow refuses a description of more than 5000
 Record = Mapping[str, Any]
@@ -100,7 +100,7 @@ def card(
         "\n".join(rows),
         "## What it is told",
         "\n".join(features),
-        f"{_target(study)}; the model is {study.model.kind}, trained by {study.algorithm.preset or 'a rule of its own'}.",
+        f"{_target(study)}; the model is {kind_of(study)}, trained by {study.algorithm.preset or 'a rule of its own'}.",
         "## How to load it",
         f"The champion: `{load}`. It is {gives}, and takes raw rows with the columns above.",
         "## Where it comes from",

@@ -14,7 +14,7 @@ from fedrounds.reports.evidence import Evidence, Record
 from fedrounds.reports.groups import auc_interval
 from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.summary import AXIS
-from fedrounds.reports.words import count, listed, short, shown, trained_on
+from fedrounds.reports.words import count, kind_of, listed, short, shown, trained_on
 
 NAMES = {
     "log_loss": "log-loss",
@@ -95,7 +95,7 @@ def asked(of: Evidence) -> Markup:
         ),
         ("Judged on", f"{rows}, which no model learned from"),
         ("Starts from", _origin(of) if of.origin else None),
-        ("Model", f"{study.model.kind}{f', L2 penalty {l2:g}' if l2 else ''}"),
+        ("Model", f"{kind_of(study)}{f', L2 penalty {l2:g}' if l2 else ''}"),
         ("Learning", study.algorithm.title),
         ("Protocol digest", tag("code", study.digest)),
     ]

@@ -29,6 +29,11 @@ def how_to_load(study: Study) -> tuple[str, str]:
     return f"mlflow.{flavour}.load_model('models:/{study.name}@champion')", f"{gives}, preprocessing included"
 
 
+def kind_of(study: Study) -> str:
+    """What a study's model is called, with the installed code that it is."""
+    return " ".join((study.model.kind, *study.model.runs))
+
+
 def check(length: int, **series: Sequence[Any]) -> None:
     """Raises ValueError, with its name, for a series of another length."""
     for name, values in series.items():

@@ -16,7 +16,7 @@ class Predictor(mlflow.pyfunc.PythonModel):
         self.program = torch.export.load(context.artifacts["program"]).module()
 
     def predict(self, context, model_input, params=None):  # MLflow takes type hints here for a schema of its own
-        """Predict of a data frame with the dictionary's columns; no row is a prediction of nothing."""
+        """Predict of a data frame with the dictionary's columns, one row at least."""
         import torch
 
         del context, params

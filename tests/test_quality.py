@@ -79,7 +79,11 @@ def test_no_address_of_a_registry():
 
 
 def test_the_lock_is_names_and_versions_only():
-    lines = (HOUSE / "requirements.lock").read_text().splitlines()
+    lines = [
+        line
+        for lock in ("requirements.lock", "requirements-torch.lock")
+        for line in (HOUSE / lock).read_text().splitlines()
+    ]
     odd = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.!+]+", line)]
     assert odd == []
     names = [re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines]

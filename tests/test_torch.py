@@ -160,6 +160,16 @@ def test_a_gradient_is_the_slope_of_the_loss_that_is_reported(target):
     np.testing.assert_allclose(family.gradient(theta, data.X, data.y), slope, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_of_no_rows_nothing_is_predicted(target):
+    outputs = 3 if target == "multiclass" else 1
+    options = {"in_features": 3, "out_features": outputs}
+    family = build(study({**LINEAR, "parameters": 4 * outputs, "options": options}, target)).family
+    found = family.predict(np.zeros(4 * outputs), np.empty((0, 4)))
+    assert found.shape == ((0, 3) if outputs == 3 else (0,))
+    assert family.losses(found, np.empty(0)).shape == (0,)
+
+
 def test_the_same_request_gives_the_same_bits_whatever_was_drawn_before_and_however_many_threads_there_were(digits):
     protocol, data = digits
     found = set()

@@ -144,6 +144,8 @@ def module(of: Module, width: int, task: Task, classes: int = 2) -> Family:
         return slope.numpy() + of.l2 * start.weighty * theta
 
     def predict(theta: Vector, X: Array) -> Array:
+        if not len(X):  # few modules take no rows
+            return link(np.empty((0, outputs)))
         start = made()
         with start.torch.no_grad():
             leaf = start.torch.tensor(theta, dtype=start.torch.float64)
