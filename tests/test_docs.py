@@ -39,6 +39,7 @@ NOT_RUN = {  # the title of a block that is not run, and why
     "with a cluster": "more than one machine; tests/test_dask.py",
     "with a server of your own": "it stays in the foreground; tests/test_schedule.py, tests/test_exchange.py",
     "stays in the foreground": "tests/test_schedule.py",
+    "while it serves": "tests/test_serve.py",
     "takes a while": "a test of its own runs it",
     "Flower": "another project's program",
     "NVIDIA FLARE": "another project's program",
@@ -133,17 +134,24 @@ def test_messages_are_json(block):
 def commands(text: str) -> list[list[str]]:
     """The words of every `fedrounds …` in a shell block."""
     text = re.sub(r"<<'END'\n.*?^END$", "", text.replace("\\\n", " "), flags=re.MULTILINE | re.DOTALL)
-    found = []
+    found, open_line = [], ""
     for line in text.splitlines():
-        parts = shlex.shlex(line, posix=True, punctuation_chars=";&|")
-        parts.whitespace_split, words = True, []
-        for word in [*parts, ";"]:
+        parts = shlex.shlex(open_line + line, posix=True, punctuation_chars=";&|")
+        parts.whitespace_split = True
+        try:
+            words = [*parts, ";"]
+        except ValueError:  # a quotation that goes on
+            open_line += f"{line}\n"
+            continue
+        open_line, command = "", []
+        for word in words:
             if set(word) <= set(";&|"):
-                found.append(words)
-                words = []
+                found.append(command)
+                command = []
             else:
-                words.append(word)
-    return [words[1:] for words in found if words[:1] == ["fedrounds"]]
+                command.append(word)
+    assert not open_line, f"a quotation that does not end: {open_line}"
+    return [command[1:] for command in found if command[:1] == ["fedrounds"]]
 
 
 @pytest.mark.parametrize("block", of("sh"), ids=str)
@@ -174,8 +182,11 @@ def test_python_is_python(block):
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory):
-    """Runs a block as a user with an empty home would, in one folder, with what blocks before it left there."""
+def user(tmp_path_factory, warm):
+    """Runs a block as a user with an empty home would, in one folder, with what blocks before it left there.
+
+    MLflow's and Prefect's empty databases lie ready in the study that `init` makes: other tests see their migrations run.
+    """
     home = tmp_path_factory.mktemp("user")
     program = home / "bin" / "fedrounds"
     program.parent.mkdir()
@@ -196,6 +207,8 @@ def user(tmp_path_factory):
             words = ["bash", "-euo", "pipefail", "-c", block.text]
             done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+        if (mlruns := place / "my-study" / "mlruns").is_dir() and not (mlruns / ".cache").exists():
+            warm(mlruns)
         return done.stdout
 
     return run
