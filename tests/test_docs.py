@@ -40,6 +40,7 @@ NOT_RUN = {  # the title of a block that is not run, and why
     "with a server of your own": "it stays in the foreground; tests/test_schedule.py, tests/test_exchange.py",
     "stays in the foreground": "tests/test_schedule.py",
     "while it serves": "tests/test_serve.py",
+    "with PyTorch": "it is not everywhere; tests/test_torch*.py",
     "takes a while": "a test of its own runs it",
     "Flower": "another project's program",
     "NVIDIA FLARE": "another project's program",
