@@ -168,12 +168,22 @@ def test_the_program_knows_every_command(block):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_program_knows_indented_commands_too(page):
-    from fedrounds.cli.main import _parser
+def test_the_program_knows_commands_in_a_sentence_too(page):
+    """Those by themselves in an indented block whole; those between backticks as far as they go."""
+    from fedrounds.cli.main import UsageError, _parser
 
-    for line in INDENTED.findall(page.read_text(encoding="utf-8")):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for line in INDENTED.findall(text):
         for words in commands(re.split(r"\s{3,}", line)[0]):
             assert _parser().parse_args(words), words
+    refused = []
+    for line in re.findall(r"`(fedrounds [\w-][^`]*)`", text):
+        for words in commands(line.replace("\n", " ")):
+            try:
+                _parser().parse_args(words)
+            except UsageError as error:
+                refused += [str(error)] * ("the following arguments are required" not in str(error))
+    assert not refused
 
 
 @pytest.mark.parametrize("block", of("python"), ids=str)
