@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,8 @@ def _gate(folder: Folder) -> dict[str, tuple[bool, str, str]]:
 
 
 def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool, failed: list[str], anew: bool) -> None:
+    from fedrounds.tasks.calendar import following
+
     study = folder.study
     algorithm = study.algorithm.preset or "own algorithm"
     print(f"{study.name}: {len(study.features)} features, {study.model.kind}, {algorithm}, digest {study.digest[:12]}")
@@ -86,6 +89,11 @@ def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool, failed: list
             site.get("gate", ""),
         ]
         print(f"  {site['site']}: " + "; ".join(part for part in parts if part))
+    if schedule := folder.operations.schedule:
+        tick = following(schedule, datetime.now(UTC))
+        print(
+            f"  next tick of its calendar: {tick:%A %Y-%m-%d %H:%M} {schedule.timezone}; `fedrounds deploy` has it run"
+        )
     if anew:
         print("the protocol is another than the one that ran here: `fedrounds run --fresh` starts its own lineage")
     if failed:

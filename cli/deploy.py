@@ -134,6 +134,7 @@ def _serve(folder: Folder, place: State, port: int, as_json: bool) -> int:
         served.work(POOL)
         if not as_json:
             print(f"Log in with {served.password}\nThe schedule runs until Ctrl-C.", flush=True)
+            print(f"What its rounds come to: `fedrounds status {folder.path}` in another terminal", flush=True)
         while (ended := served.ended()) is None:
             time.sleep(0.5)
         raise ServiceError(f"{ended}: see {served.log}; start again, the ledger has what was done")

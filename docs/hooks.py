@@ -50,12 +50,15 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def inside(markdown: str) -> str:
-    """A page of docs/ whose links to the tree beside it stay in the site. A file that is not there is left for MkDocs to complain of."""
+    """A page of docs/ whose links to the tree beside it stay in the site, and whose links by a file's name go by the page's.
+
+    A file that is not there is left for MkDocs to complain of.
+    """
 
     def led(found: re.Match[str]) -> str:
         words, to, part = found[1], found[2], found[3] or ""
         if not to.startswith("../"):
-            return found[0]
+            return f"[{words.removesuffix('.md')}]({to}{part})" if words == to else found[0]
         name = to.removeprefix("../")
         if name in TAKEN:
             return f"[{words}]({TAKEN[name]}{part})"

@@ -44,6 +44,7 @@ HEAVIEST = [
     "test_repair",
     "test_dask",
     "test_end_to_end",
+    "test_docs",
     "test_kill",
     "test_canary",
     "test_track",

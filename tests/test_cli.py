@@ -221,6 +221,17 @@ def test_a_failed_gate_ends_check_with_its_own_code_and_says_what_failed(new_stu
     assert "112" not in out
 
 
+def test_check_says_when_the_next_tick_is(new_study, capfd):
+    with (new_study / "operations.toml").open("a") as operations:
+        operations.write('\n[schedule]\ncron = "0 3 * * 1"\ntimezone = "Europe/Zurich"\n')
+    assert main(["check", str(new_study)]) == 0
+    assert re.search(
+        r"^  next tick of its calendar: Monday 20\d\d-\d\d-\d\d 03:00 Europe/Zurich; ",
+        capfd.readouterr().out,
+        re.MULTILINE,
+    )
+
+
 def test_check_says_when_only_a_fresh_start_will_do(has_run, tmp_path, toy_study, capfd):
     study = toy_study.copy(tmp_path / "toy")
     (study / "study.toml").write_text((study / "study.toml").read_text().replace("rate = 0.1", "rate = 0.2"))
