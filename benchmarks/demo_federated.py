@@ -170,6 +170,7 @@ def demonstration(
     plant: Callable[[Path], None] | None = None,
     public: str = "",
     inside: Mapping[str, Sequence[str]] | None = None,
+    poll: float = 0.2,
 ) -> Iterator[Demonstration]:
     """A demonstration whose hospitals have joined and whose agents are at work.
 
@@ -177,13 +178,14 @@ def demonstration(
         plant: changes the study's folder first.
         public: the address that hospitals reach; by default a free port of this machine.
         inside: site -> the words that start its commands in another place.
+        poll: seconds between two looks, of either side.
     """
     base = Path(tempfile.mkdtemp(prefix="fedrounds-demo-"))
     base.chmod(0o755)
-    study, data = studied(base, rounds, heart)
+    study, data = studied(base, rounds, heart, poll)
     if plant is not None:
         plant(study)
-    it = Demonstration(base, study, data, prefect, public=public)
+    it = Demonstration(base, study, data, prefect, poll, public)
     it.inside |= inside or {}
     try:
         it.init()
@@ -220,7 +222,7 @@ def mask(study: Path, protect: str = '{ kind = "masked" }') -> None:
     operations.write_text(re.sub(r"(?m)^margin.*\n", "", text))
 
 
-def studied(base: Path, rounds: int, heart: bool = True) -> tuple[Path, Path]:
+def studied(base: Path, rounds: int, heart: bool = True, poll: float = 0.2) -> tuple[Path, Path]:
     """A study of so many rounds, and the folder of its data."""
     study = base / "study"
     if heart and HEART.is_dir():
@@ -232,7 +234,7 @@ def studied(base: Path, rounds: int, heart: bool = True) -> tuple[Path, Path]:
     operations = study / "operations.toml"
     operations.write_text(
         re.sub(r"(?m)^rounds = \d+", f"rounds = {rounds}", operations.read_text())
-        + '\n[federation]\npoll = 0.2\ndeadline = "2m"\n'
+        + f'\n[federation]\npoll = {poll}\ndeadline = "2m"\n'
     )
     return study, data
 

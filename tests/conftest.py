@@ -28,6 +28,21 @@ pytest.register_assert_rewrite("hidden_study")
 ROUNDS = 3
 STUDIES = itertools.count(1)
 FEDROUNDS = Path(sys.executable).with_name("fedrounds")
+# Files whose subject is how helpers start have those of a user; all others' are forked (tests/warmed.py).
+COLD = [
+    "test_canary",
+    "test_child",
+    "test_forked",
+    "test_later",
+    "test_offline",
+    "test_prefect_server",
+    "test_quick_settings",
+    "test_routes",
+]
+# Files whose `fedrounds …` are forked as well, however they are started.
+FORKED = ["test_browser", "test_federated", "test_kill", "test_schedule"]
+# One, as the product sets it: for matrices as small as these a second one costs more than it does.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATHS = {  # where MLflow's database keeps places on the disk
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -70,6 +85,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """One process that forks `fedrounds …` for all workers: whoever starts them starts it, and ends it."""
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles the house anew, each worker all tests
+    sys.dont_write_bytecode = False
     if warmed.ADDRESS not in os.environ:
         config.warmed = warmed.Warmed()
         os.environ[warmed.ADDRESS] = config.warmed.address
@@ -81,17 +99,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.warmed.stop()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Which programs are forked."""
+    name = item.path.stem
+    warmed.quick(os.environ[warmed.ADDRESS], helpers=name not in COLD, programs=name in FORKED)
+
+
 def alone(**more: str) -> dict[str, str]:
-    """The environment of a user who has neither Prefect's nor MLflow's variables set."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    """The environment of a user who has neither Prefect's nor MLflow's variables set, nor ours."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", *THREADS))}
     return {**kept, "COLUMNS": "80", **more}
 
 
 def cold(*words: object) -> subprocess.CompletedProcess[str]:
     """The program as a user starts it, without a terminal."""
-    return subprocess.run(
-        [FEDROUNDS, *map(str, words)], capture_output=True, text=True, env=alone(), timeout=240, check=False
-    )
+    with warmed.true_programs():
+        return subprocess.run(
+            [FEDROUNDS, *map(str, words)], capture_output=True, text=True, env=alone(), timeout=240, check=False
+        )
 
 
 def fedrounds(*words: object, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:

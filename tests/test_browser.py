@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import warmed
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.chrome.service import Service
@@ -303,7 +304,7 @@ def test_taken_ports_are_replaced_and_ctrl_c_leaves_no_process(home, ui):
     try:
         found = json.loads(serving.stdout.readline())
         assert not [key for key, port in zip(("mlflow", "prefect"), taken, strict=True) if f":{port}/" in found[key]]
-        children = descendants(serving.pid)
+        children = descendants(warmed.itself(serving.pid))
         assert len(children) == 2
         serving.send_signal(signal.SIGINT)
         assert serving.wait(20) == 0

@@ -12,9 +12,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import warmed
 
 from fedrounds.core.plan import build
 from fedrounds.core.simulate import simulate
@@ -84,6 +86,7 @@ class Patient:
 
     def helper(self, parent: int, module: str) -> int:
         """The pid of a child of that module, 0 if there is none."""
+        parent = warmed.itself(parent)
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 its_parent = int(stat.read_text().rpartition(")")[2].split()[1])
@@ -107,11 +110,12 @@ class Patient:
         assert len(self.lineages) <= 1
 
     def _alive(self) -> list[int]:
-        """Processes whose environment or command names the study's folder."""
+        """Processes whose environment, command, place or open files are of the study's folder."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 words = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+                words += _places(process)
                 zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
             except OSError:
                 continue
@@ -176,6 +180,15 @@ class Patient:
             assert (model / "MLmodel").exists()
             assert (model / "model.skops").exists()
         assert not list(self.state.parent.rglob("*.new*"))
+
+
+def _places(process: Path) -> bytes:
+    """Where a process works and what it has open; it may close that while one looks."""
+    found = [os.fsencode(os.readlink(process / "cwd"))]
+    for link in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.fsencode(os.readlink(link)))
+    return b" ".join(found)
 
 
 def initiated(folder: Path, cache: Path | None = None) -> Patient:

@@ -26,7 +26,6 @@ from typing import Any
 
 import httpx
 import pytest
-import warmed
 
 from fedrounds.core.errors import DriftHold, GateHalt, ServiceError, StateError, StudyBusy
 from fedrounds.ledger import Ledger
@@ -90,10 +89,9 @@ class House:
 
     Args:
         program: starts `fedrounds …`, as the fixture does.
-        command: how ticks are started, unless they are to be true programs; by default as our own worker is told to.
     """
 
-    def __init__(self, place: Path, cache: Path | None, program: Callable[..., Any], command: str = "") -> None:
+    def __init__(self, place: Path, cache: Path | None, program: Callable[..., Any]) -> None:
         if cache is not None:  # an empty database of Prefect, so that its migrations are not run once more
             (place / ".cache").parent.mkdir(parents=True)
             (place / ".cache").symlink_to(cache)
@@ -105,7 +103,6 @@ class House:
         self.cache, self.program = cache, program
         self.served = Served(place, ours=quick)
         self.known = {"PREFECT_API_URL": self.served.api_url, **self.served.secrets}
-        self.command = command or self.served.command
         token = base64.b64encode(self.served.password.encode()).decode()
         self.api = httpx.Client(
             base_url=self.served.api_url, headers={"Authorization": f"Basic {token}"}, trust_env=False, timeout=30
@@ -123,7 +120,7 @@ class House:
     def get(self, path: str) -> Any:
         return self.call("GET", path)
 
-    def deploy(self, folder: Path, *words: str, true: bool = False) -> dict[str, Any]:
+    def deploy(self, folder: Path, *words: str) -> dict[str, Any]:
         """`fedrounds deploy`, as a user with this server in PREFECT_API_URL runs it; again where its database was busy for longer."""
 
         def deployed() -> Any:
@@ -134,8 +131,8 @@ class House:
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         said = json.loads(done.stdout)
         if "id" in said:  # start ticks in one process
-            command = self.served.command if true else self.command
-            self.call("PATCH", f"/deployments/{said['id']}", {"job_variables": {"command": command}})
+            command = {"job_variables": {"command": self.served.command}}
+            self.call("PATCH", f"/deployments/{said['id']}", command)
         return said
 
     def trigger(self, deployment: str) -> str:
@@ -254,7 +251,7 @@ def hook():
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory, templates, program):
-    house = House(tmp_path_factory.mktemp("house") / "mlruns", templates, program, warmed.command())
+    house = House(tmp_path_factory.mktemp("house") / "mlruns", templates, program)
     house.served.server.wait()
     yield house
     house.served.stop()
@@ -266,7 +263,7 @@ def by_cron(house, tmp_path_factory):
     folder = scheduled(tmp_path_factory.mktemp("cron") / "by-the-minute", 1, cron="* * * * *", timezone="Europe/Zurich")
     operations = folder / "operations.toml"  # without a gate, whose start would slow those who work meanwhile
     operations.write_text(operations.read_text().replace("suite =", "# suite ="))
-    return folder, house.deploy(folder, true=True)
+    return folder, house.deploy(folder)
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +350,21 @@ def test_a_tick_that_fails_ends_in_one_line_and_a_webhook_hears_it(house, weekly
     assert told["text"] == f"Fedrounds, weekly: {done['name']} is Failed — {line}"
     assert told["flow_run"] == done["id"]
     operations.write_text(before)
+
+
+def test_the_calendar_starts_a_tick_by_itself_and_can_be_paused_and_taken_away(house, by_cron):
+    folder, said = by_cron
+    done = until(lambda: [run for run in house.runs(said["id"]) if run["state_name"] == "Completed"])[-1]
+    assert done["auto_scheduled"]
+    assert done["state"]["message"] == "round 0 → 1, new data at east, north, south, west"
+    due = datetime.fromisoformat(done["expected_start_time"])
+    assert (due.second, due.microsecond) == (0, 0)
+    paused = house.deploy(folder, "--pause")
+    assert (paused["id"], paused["created"], paused["paused"], paused["next"]) == (said["id"], False, True, None)
+    assert house.deploy(folder)["paused"]  # deploying again does not wake it
+    assert not house.deploy(folder, "--resume")["paused"]
+    assert house.deploy(folder, "--remove") == {"name": "study/by-the-minute", "removed": True}
+    assert house.api.get(f"/deployments/{said['id']}").status_code == 404
 
 
 def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolled_back(house, hook, program, tmp_path):
@@ -451,7 +463,7 @@ def test_a_tick_beside_a_run_by_hand_steps_back(house, weekly):
 
 def test_two_ticks_killed_in_mid_run_change_nothing(house, weekly, tmp_path):
     patient = Patient(scheduled(tmp_path / "killed", kills.ROUNDS, cron="0 3 * * 1"))
-    patient.house, patient.deployment = house, house.deploy(patient.folder, true=True)["id"]
+    patient.house, patient.deployment = house, house.deploy(patient.folder)["id"]
     rng = random.Random(20261)
     patient.kill(rng, "rounds")
     patient.kill(rng, "end")
@@ -459,21 +471,6 @@ def test_two_ticks_killed_in_mid_run_change_nothing(house, weekly, tmp_path):
     assert done["state"]["message"].endswith(", the last run did not reach its end: it goes on")
     patient.examine()
     assert not any("ended before" in kill for kill in patient.kills), patient.kills
-
-
-def test_the_calendar_starts_a_tick_by_itself_and_can_be_paused_and_taken_away(house, by_cron):
-    folder, said = by_cron
-    done = until(lambda: [run for run in house.runs(said["id"]) if run["state_name"] == "Completed"])[-1]
-    assert done["auto_scheduled"]
-    assert done["state"]["message"] == "round 0 → 1, new data at east, north, south, west"
-    due = datetime.fromisoformat(done["expected_start_time"])
-    assert (due.second, due.microsecond) == (0, 0)
-    paused = house.deploy(folder, "--pause")
-    assert (paused["id"], paused["created"], paused["paused"], paused["next"]) == (said["id"], False, True, None)
-    assert house.deploy(folder)["paused"]  # deploying again does not wake it
-    assert not house.deploy(folder, "--resume")["paused"]
-    assert house.deploy(folder, "--remove") == {"name": "study/by-the-minute", "removed": True}
-    assert house.api.get(f"/deployments/{said['id']}").status_code == 404
 
 
 def test_deploying_again_changes_what_is_there_and_doubles_nothing(house, weekly, hook):

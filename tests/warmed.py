@@ -2,8 +2,9 @@
 
 Half of what a short run takes is importing Prefect, MLflow and Great Expectations, four times over: in itself, in its two helpers and in its
 Prefect server. Here one process does that for all tests, and forks as the product does for its own helpers (`fedrounds.tasks.forked`): what
-is asked for runs in a process with its own environment, folder, outputs and exit code. Whose subject is the program's start, or what the
-system's list of processes shows, starts the true program.
+is asked for runs in a process with its own environment, folder, outputs and exit code. Helpers that a test starts by way of the product are forked
+too: `quick` puts a stand-in (tests/stand_in.py) where the program would be, with its pid, signals and outputs. Whose subject is the program's start
+starts the true program.
 
 `python tests/warmed.py fork SOCKET_FD FOLDER` is that process. It leaves when its starter does, and whom it forked leave with who asked for them.
 """
@@ -11,20 +12,24 @@ system's list of processes shows, starts the true program.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 ADDRESS = "FEDROUNDS_TESTS_WARMED"  # a variable: where the one of all workers listens
+HIGH = 500  # descriptors from here on are in nobody's way
+HELPERS = ("fedrounds.tasks.", "fedrounds.cli.ui", "prefect.engine")
+ENGINE, PROGRAM = "prefect.engine", "fedrounds.cli.main"
+OWN = ("PYTHONPATH", "LD_PRELOAD")  # who sets one wants a program that starts with it
 LATE = (  # what commands import when they come to it
     "fastapi.encoders",
     "great_expectations.expectations.core",
@@ -84,13 +89,14 @@ class Started:
     ) -> None:
         self.args = [module, *map(str, words)]
         self.returncode: int | None = None
-        asked = json.dumps({"module": module, "words": self.args[1:], "env": dict(env), "cwd": str(cwd or Path.cwd())})
+        asked = {"module": module, "words": self.args[1:], "env": dict(env), "cwd": str(cwd or Path.cwd()), "keep": []}
+        text = json.dumps(asked).encode()
         self._said = socket.socket(socket.AF_UNIX)
         self._said.connect(address)
         with open(os.devnull, "r+b") as nothing:
             fds = [nothing.fileno() if fd is None else fd for fd in (None, stdout, stderr)]
-            socket.send_fds(self._said, [b"%10d" % len(asked)], fds)
-        self._said.sendall(asked.encode())
+            socket.send_fds(self._said, [b"%10d" % len(text)], fds)
+        self._said.sendall(text)
         self._lines = self._said.makefile("r")
         self.pid = int(self._line(None))
 
@@ -191,14 +197,17 @@ def main() -> None:
 def _forked(who: socket.socket) -> int:
     from fedrounds.tasks.forked import _become
 
-    size, fds, _, _ = socket.recv_fds(who, 10, 3)
+    size, fds, _, _ = socket.recv_fds(who, 10, 200)
     text = b""
     while len(text) < int(size):
         text += who.recv(int(size) - len(text))
     asked = json.loads(text)
     pid = os.fork()
     if pid == 0:
-        _become(asked["module"], asked["words"], fds, asked["env"], (), Path(asked["cwd"]))
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, HIGH) for fd in fds]
+        for fd, number in zip(high[3:], asked["keep"], strict=True):
+            os.dup2(fd, number)
+        _become(asked["module"], asked["words"], high[:3], asked["env"], asked["keep"], Path(asked["cwd"]))
     for fd in fds:
         os.close(fd)
     who.sendall(b"%d\n" % pid)
@@ -223,12 +232,89 @@ def _import() -> bool:
     with staying():
         without_repeats()
         as_asked()
-        for package in ("cli", "core", "flows", "ledger", "reports", "sources", "tasks"):
+        for package in (
+            "cli",
+            "coordinator",
+            "core",
+            "exchange",
+            "flows",
+            "ledger",
+            "reports",
+            "site",
+            "sources",
+            "tasks",
+        ):
             for module in pkgutil.iter_modules(importlib.import_module(f"fedrounds.{package}").__path__):
                 importlib.import_module(f"fedrounds.{package}.{module.name}")
         for name in LATE:
             importlib.import_module(name)
+    quick(str(Path(sys.argv[3], "socket")), helpers=True)
     return True
+
+
+# Helpers in a process's stead.
+
+
+def quick(address: str, helpers: bool = False, programs: bool = False) -> None:
+    """Whether helpers that this process starts from now on, and `fedrounds …` itself, are forked by the process at the address."""
+    if not hasattr(subprocess.Popen, "forks"):
+        start = subprocess.Popen.__init__
+
+        def started(self: Any, args: Any, *more: Any, **options: Any) -> None:
+            start(self, _in_its_stead(args, options.get("env")), *more, **options)
+
+        subprocess.Popen.__init__ = started  # type: ignore[method-assign]
+    subprocess.Popen.forks = (address, helpers, programs)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def true_programs() -> Iterator[None]:
+    """All that this process starts inside is what a user starts."""
+    before = getattr(subprocess.Popen, "forks", ("",))
+    quick("")
+    try:
+        yield
+    finally:
+        quick(*before)
+
+
+def _in_its_stead(args: Any, env: Mapping[str, str] | None) -> Any:
+    address, helpers, programs = subprocess.Popen.forks  # type: ignore[attr-defined]
+    env = os.environ if env is None else env
+    if not isinstance(args, (list, tuple)) or any(name in env for name in OWN):
+        return args
+    words = [str(word) for word in args]
+    if words[0] == str(Path(sys.executable).with_name("fedrounds")):
+        words[:1] = [sys.executable, "-m", PROGRAM]
+    if words[:2] != [sys.executable, "-m"] or not (
+        (words[2].startswith(HELPERS) and helpers) or (words[2] == PROGRAM and programs)
+    ):
+        return args
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("stand_in.py")), address, *words[2:]]
+
+
+def itself(pid: int) -> int:
+    """The process that a stand-in stands for; any other's own id."""
+    name = Path(f"/proc/{pid}/comm").read_text()
+    return int(name.removeprefix("for ")) if name.startswith("for ") else pid
+
+
+def helper() -> None:
+    """What was forked: the module with its words, as `python -m` runs it."""
+    import ctypes
+    import runpy
+
+    from prefect.context import refresh_global_settings_context
+
+    _, _, name, *words = sys.argv
+    if name != PROGRAM:
+        refresh_global_settings_context()
+    if name == ENGINE:
+        engine()
+    ctypes.CDLL(None).prctl(15, name.rpartition(".")[2].encode(), 0, 0, 0)
+    sys.argv = [name, *words]
+    sys.modules.pop(name, None)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 # Code, in place of `python -c`.
@@ -250,29 +336,16 @@ def code() -> None:
 # A tick, in place of `python -m prefect.engine`.
 
 
-def command() -> str:
-    """How a worker starts a tick that is forked."""
-    return f"{shlex.quote(sys.executable)} {shlex.quote(__file__)} tick"
-
-
-def tick() -> NoReturn:
-    """Have it forked, and be it to the worker."""
-    os._exit(Started(os.environ[ADDRESS], "warmed", ["engine"], os.environ, stdout=1, stderr=2).wait() & 255)
-
-
 def engine() -> NoReturn:
     """What was forked: Prefect's engine, and what a program does at its end."""
     import atexit
     import runpy
     import threading
 
-    from prefect.context import refresh_global_settings_context
-
-    refresh_global_settings_context()
-    del sys.argv[1:], sys.modules["prefect.engine"]
+    del sys.argv[1:], sys.modules[ENGINE]
     code: Any = 0
     try:
-        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+        runpy.run_module(ENGINE, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         code = ended.code
     threading._shutdown()
@@ -281,4 +354,4 @@ def engine() -> NoReturn:
 
 
 if __name__ == "__main__":
-    {"fork": main, "code": code, "tick": tick, "engine": engine}[sys.argv[1]]()
+    {"fork": main, "code": code, "helper": helper}[sys.argv[1]]()
