@@ -53,7 +53,11 @@ def statistics(study: Study) -> Algorithm:
 
 
 def _observed(values: Array, study: Study) -> Sums:
-    """How many values each feature has, their sum, and rows per level (other values last)."""
+    """How many values each feature has, a number's sum, and rows per level (other values last).
+
+    A category's sum is 0: that of its levels' indices, which nothing needs, would tell how many patients have a rare one.
+    """
+    numbers = np.array([not isinstance(feature, Category) for feature in study.features])
     known = ~np.isnan(values)
     counts = [
         np.bincount(values[known[:, j], j].astype(np.intp), minlength=len(feature.categories) + 1)
@@ -63,7 +67,7 @@ def _observed(values: Array, study: Study) -> Sums:
     levels = np.concatenate(counts) if counts else np.zeros(0)
     return {
         "observed": known.sum(0).astype(np.float64),
-        "sum": np.nansum(values, 0),
+        "sum": np.where(numbers, np.nansum(values, 0), 0.0),
         "levels": levels.astype(np.float64),
     }
 
@@ -95,7 +99,8 @@ def _impute(total: Sums, study: Study) -> dict[str, Vector]:
 
 
 def _about(values: Array, study: Study, known: Payload) -> Sums:
-    Z = spread(values, study, known["impute"]) - known["about"]
+    """Sums about a point of the columns that are standardised; of the others 0, since a 0/1 column's would tell how many have a rare level."""
+    Z = np.where(standardised(study), spread(values, study, known["impute"]) - known["about"], 0.0)
     return {"n": np.array([float(len(Z))]), "sum": Z.sum(0), "square": (Z * Z).sum(0)}
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from sklearn.impute import SimpleImputer
 
+from fedrounds.core.answer import Policy, handle
 from fedrounds.core.errors import DataContractError
 from fedrounds.core.params import digest
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Cohort, clean, encode
+from fedrounds.core.round import Asking, close_exchange, open_round
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
@@ -443,3 +445,34 @@ def test_a_cohort_prints_no_patient():
     cohort = clean(table(a=[71.25, 1.0]), study(["a"]), "north")
     assert "71.25" not in repr(cohort)
     assert "71.25" not in repr(encode(cohort, study(["a"]), build(study(["a"])).no_statistics(), ones=False))
+
+
+@pytest.mark.parametrize("rule", ["numbers", "none"])
+def test_round_0_says_nothing_of_how_many_have_a_rare_level_beside_the_thinned_counts(rule):
+    of = Study.model_validate(
+        {
+            "name": "rare",
+            "target": {"kind": "binary", "column": "y", "positive_above": 0},
+            "features": [
+                {"type": "number", "name": "age", "range": [0, 99]},
+                {"type": "category", "name": "kind", "categories": ["a", "b", "c"]},
+            ],
+            "preprocess": {"standardise": rule},
+            "model": {"kind": "logistic"},
+            "algorithm": {"preset": "fedavg"},
+        }
+    )
+    values = np.array([[50.0 + row % 7, 0.0] for row in range(40)] + [[60.0, 1.0]] * 3)  # three of level b
+    rows = Cohort("north", values, np.arange(43) % 2.0, np.zeros(43, bool), {})
+    plan = build(of)
+    asking, sent = open_round(plan.start(), plan, "statistics", ["north"]), []
+    while isinstance(asking, Asking):
+        _, reply = handle(asking.request, {}, rows, plan, Policy(), "north", plan.rng(0, "north"))
+        sent.append(reply.arrays)
+        asking = close_exchange(asking, plan, [reply])
+    first, second = sent
+    assert first["levels"].tolist() == [40.0, 0.0, 0.0, 0.0]
+    assert (first["sum"][1], second["sum"][1:].tolist(), second["square"][1:].tolist()) == (0.0, [0.0] * 4, [0.0] * 4)
+    found = asking.state.statistics
+    assert (found["center"][1:].tolist(), found["scale"][1:].tolist()) == ([0.0] * 4, [1.0] * 4)
+    assert found["center"][0] == (pytest.approx(values[:, 0].mean(), abs=1e-12) if rule == "numbers" else 0.0)
