@@ -33,7 +33,7 @@ from fedrounds.tasks.deployment import POOL
 from fedrounds.tasks.serve import Served
 
 FEDROUNDS = Path(sys.executable).with_name("fedrounds")
-PATIENCE_S = 90
+PATIENCE_S = 180  # on a busy machine Prefect's server has been seen to wait a minute for its own SQLite file
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -105,7 +105,10 @@ class House:
         self.known = {"PREFECT_API_URL": self.served.api_url, **self.served.secrets}
         token = base64.b64encode(self.served.password.encode()).decode()
         self.api = httpx.Client(
-            base_url=self.served.api_url, headers={"Authorization": f"Basic {token}"}, trust_env=False, timeout=30
+            base_url=self.served.api_url,
+            headers={"Authorization": f"Basic {token}"},
+            trust_env=False,
+            timeout=PATIENCE_S / 2,
         )
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
