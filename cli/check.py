@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedrounds.cli.run import compatible
 from fedrounds.cli.study import loaded, opened
+from fedrounds.core.errors import StudyError
 
 if TYPE_CHECKING:
     from fedrounds.tasks.folder import Folder
@@ -26,6 +27,9 @@ def check(directory: Path, data: Path | None, state: Path | None, gate: bool, as
     """Validate files, data contracts and cohorts; with `gate`, run the suites too. Exit code 12 if a gate fails."""
     folder, place = opened(directory, data, state)
     wards = loaded(folder)
+    for ward in wards.values():
+        if not ward.refusal() and (said := ward.plan.family.unready(ward.policy.modules)):
+            raise StudyError(said)
     anew = compatible(folder, place, fresh=True)
     verdicts = _gate(folder) if gate else {}
     sites = [
@@ -74,7 +78,8 @@ def _print(folder: Folder, sites: list[dict[str, Any]], gate: bool, failed: list
 
     study = folder.study
     algorithm = study.algorithm.preset or "own algorithm"
-    print(f"{study.name}: {len(study.features)} features, {study.model.kind}, {algorithm}, digest {study.digest[:12]}")
+    model = " ".join((study.model.kind, *study.model.runs))
+    print(f"{study.name}: {len(study.features)} features, {model}, {algorithm}, digest {study.digest[:12]}")
     some = study.participation
     if some.title:
         print(

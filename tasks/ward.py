@@ -209,7 +209,8 @@ class Ward(Traffic):
     def refusal(self) -> str:
         """Why the site cannot take part at all; empty if it can."""
         training = int((~self._cohort().valid).sum())
-        return below(self.policy) if training < self.policy.minimum_patients else ""
+        barred = self.plan.study.model.barred(self.policy.modules)
+        return below(self.policy) if training < self.policy.minimum_patients else barred
 
     def _cohort(self) -> Cohort:
         if self.cohort is None:

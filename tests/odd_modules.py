@@ -78,16 +78,6 @@ class Narrow(nn.Linear):
         return super().forward(rows.to(torch.float32))
 
 
-class Branching(nn.Linear):
-    """Its way hangs on the numbers in a row."""
-
-    def __init__(self) -> None:
-        super().__init__(3, 1)
-
-    def forward(self, rows):
-        return torch.stack([super(Branching, self).forward(row) * (1 if row.sum() > 0 else 2) for row in rows])
-
-
 class Infinite(nn.Linear):
     """Its scores are not finite."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from conftest import fedrounds
 from torch.nn.functional import cross_entropy
 
 from fedrounds import sources
+from fedrounds.cli.main import main
 from fedrounds.core import identity
 from fedrounds.core.answer import Policy
-from fedrounds.core.errors import QuorumError, ServiceError, StudyError
+from fedrounds.core.errors import QuorumError, StudyError
 from fedrounds.core.evaluate import metrics, total
 from fedrounds.core.local import Local
 from fedrounds.core.plan import build
@@ -32,7 +34,6 @@ from fedrounds.ledger import Ledger
 from fedrounds.sources.site_file import SiteFile
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import joined, package
-from fedrounds.tasks.module_folder import ModuleFolder
 
 STUDY = Path(__file__).parents[1] / "studies" / "digits-cnn"
 TARGETS = {
@@ -383,16 +384,6 @@ def test_what_is_exported_predicts_what_the_core_predicts(target):
     )
 
 
-def test_a_module_that_cannot_be_registered_is_told_by_name(tmp_path):
-    plan = build(study(odd("Branching", 4)))
-    assert plan.family.unready(["odd_modules:Branching"]) == ""
-    with pytest.raises(
-        ServiceError, match=r"that torch[.]export can follow, .* with odd_modules:Branching: its code must not hang"
-    ):
-        ModuleFolder(plan, tmp_path / "kept").write(plan.start(plan.no_statistics()), "run", tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A study that has run whole: wines of three estates, one of which does not name the module."""
@@ -425,6 +416,18 @@ def test_a_study_runs_whole_and_a_site_that_does_not_name_the_module_sits_it_out
         said = "its model is the module torch.nn:Linear, which the site's own file does not name in `modules` under [policy]"
         assert [visit.record["refused"] for visit in visits] == [{"west": said}] * 4
         assert ledger.standing().champion is not None
+
+
+def test_a_check_says_who_takes_no_part_and_how_many_parameters_there_are(run, tmp_path, capfd):
+    place = tmp_path / "wine"
+    shutil.copytree(run[0], place, ignore=shutil.ignore_patterns("mlruns"))
+    assert main(["check", str(place)]) == 0
+    said = capfd.readouterr().out
+    assert "wine: 3 features, module torch.nn:Linear, fedavg" in said
+    assert "west: 53 patients; takes no part: its model is the module torch.nn:Linear" in said
+    (place / "study.toml").write_text((place / "study.toml").read_text().replace("parameters = 12", "parameters = 15"))
+    assert main(["check", str(place)]) == 10
+    assert "with parameters = 15, as study.toml says, found one with 12 as installed here" in capfd.readouterr().err
 
 
 def test_every_rounds_version_gives_the_cores_numbers_by_mlflow_alone(run, monkeypatch):
