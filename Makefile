@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run torch test docs lint types bench bench-privacy soak fuzz demo-federated chaos many-agents lock clean
+.PHONY: run torch test docs studies lint types bench bench-privacy soak fuzz demo-federated chaos many-agents lock clean
 
 run: $(VENV)/ready ## the first study: real patients, simulated hospitals
 	$(BIN)/fedrounds run studies/diabetes --fresh
@@ -22,6 +22,9 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/pyright
+
+studies: $(VENV)/ready ## the five ready studies, each to a champion and a report; writes their pages in docs/
+	$(BIN)/python benchmarks/studies.py --write
 
 bench: $(VENV)/ready ## speed, as ratios; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/bench.py

@@ -42,6 +42,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # kind: the target that it is
     "huber": ("regression", {"l2": 0.01, "bend": 1.0}),
     "logistic": ("binary", {"l2": 0.01}),
     "svm": ("binary", {"l2": 0.01}),
+    "module": (
+        "binary",
+        {"l2": 0.01, "name": "torch.nn:Linear", "parameters": 4, "options": {"in_features": 3, "out_features": 1}},
+    ),
     "poisson": ("counts", {"l2": 0.01}),
     "gamma": ("positive", {"l2": 0.01}),
     "negative_binomial": ("counts", {}),
@@ -188,6 +192,7 @@ LOSSES = {  # mean loss of theta on X with its column of ones, written for compl
     "multinomial": lambda t, X, y: np.mean(
         np.log(np.exp(X @ t.reshape(4, 3)).sum(1)) - (X @ t.reshape(4, 3))[np.arange(len(y)), y.astype(int)]
     ),
+    "module": lambda t, X, y: LOSSES["logistic"](t, X, y),
     "mlp": lambda t, X, y: LOSSES["logistic"](t[16:], np.column_stack([above(X @ t[:16].reshape(4, 4)), X[:, 3:]]), y),
 }
 FREE = {

@@ -245,7 +245,8 @@ def _import() -> bool:
             "tasks",
         ):
             for module in pkgutil.iter_modules(importlib.import_module(f"fedrounds.{package}").__path__):
-                importlib.import_module(f"fedrounds.{package}.{module.name}")
+                if module.name != "predictor":  # a version's own file, which MLflow runs
+                    importlib.import_module(f"fedrounds.{package}.{module.name}")
         for name in LATE:
             importlib.import_module(name)
     quick(str(Path(sys.argv[3], "socket")), helpers=True)
