@@ -437,6 +437,9 @@ def test_every_rounds_version_gives_the_cores_numbers_by_mlflow_alone(run, monke
     place, _ = run
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlruns' / 'mlflow.db'}")
     frame = pd.DataFrame({"alcohol": [12.0, 14.1, np.nan], "hue": [1.0, 0.7, 1.2], "flavanoids": [0.6, 3.1, 2.0]})
+    written = {  # before a version is loaded: Python then leaves what it compiled beside
+        file: file.read_bytes() for file in (place / "mlruns" / "artifacts").rglob("model/**/*") if file.is_file()
+    }
     client, found = mlflow.MlflowClient(), {}
     with Ledger.open(place / "mlruns" / "wine" / "ledger.db") as ledger:
         plan, states = build(ledger.study()), [ledger.state(visit) for visit in (2, 3)]
@@ -449,9 +452,6 @@ def test_every_rounds_version_gives_the_cores_numbers_by_mlflow_alone(run, monke
         raw = frame.fillna(dict(zip(frame.columns, state.statistics["impute"], strict=True))).to_numpy()
         X = np.column_stack([(raw - state.statistics["center"]) / state.statistics["scale"], np.ones(3)])
         np.testing.assert_allclose(found[state.round], plan.family.predict(state.theta, X), rtol=0, atol=1e-12)
-    written = {
-        file: file.read_bytes() for file in (place / "mlruns" / "artifacts").rglob("model/**/*") if file.is_file()
-    }
     assert [file.name for file in written].count("program.pt2") == 2
     house = [str(path).encode() for path in (STUDY.parents[1], place)]
     assert not [file.name for file, content in written.items() if any(path in content for path in house)]
