@@ -14,14 +14,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen, Rate
-from fedrounds.core.local import descent
-from fedrounds.core.pace import Batch, Epochs, Gradient, Own, Work, walk
-from fedrounds.core.params import Array, Vector
+from fedrounds.core.local import Local, descent
+from fedrounds.core.pace import Batch, Epochs, Gradient, Left, Own, Rule, Work, walk
+from fedrounds.core.params import Array, Layout, Vector
 from fedrounds.core.state import RunState
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ class FineTune(Frozen):
     epochs: Epochs = 1
     batch: Batch = 32
 
-    def own(self) -> Own:
+    def own(self, layout: Layout) -> Own:
         """theta - rate * gradient, `epochs` times over the rows (Wang et al. 2019, Federated evaluation of on-device personalization)."""
+
+        del layout
 
         def model(work: Work, theta: Vector, memory: SiteState) -> Vector:
             del memory
@@ -57,7 +60,53 @@ class FineTune(Frozen):
         return model
 
 
-Personal = Annotated[FineTune, Field()]
+class Layers(Frozen):
+    """Some layers are each site's own: it goes on from them, not from the global model's (Arivazhagan et al. 2019; Li et al. 2021, FedBN).
+
+    The update still holds them, so the global model, which is registered and served, has their mean: a layer for a site that has none.
+    """
+
+    kind: Literal["layers"]
+    layers: tuple[str, ...] = Field(min_length=1)
+
+    def own(self, layout: Layout) -> Own:
+        """The model that came in, with the site's own layers as the last round left them; before the first it has none."""
+        mine = places(self.layers, layout)
+
+        def model(work: Work, theta: Vector, memory: SiteState) -> Vector:
+            del work
+            return _with(theta, mine, memory)
+
+        return model
+
+    def kept(self, rule: Rule, layout: Layout) -> Rule:
+        """The local rule, begun from the site's own layers; what it leaves of them is remembered (Arivazhagan et al. 2019, FedPer, algorithm 1)."""
+        mine = places(self.layers, layout)
+
+        def visit(work: Work, theta: Vector, memory: SiteState, sent: Payload) -> Left:
+            start = _with(theta, mine, memory)
+            left = rule.visit(work, start, {}, sent)
+            trained = start + left.delta
+            return left._replace(delta=trained - theta, memory={"personal": trained[mine]})
+
+        return rule._replace(visit=visit)
+
+
+def places(layers: Iterable[str], layout: Layout) -> NDArray[np.bool_]:
+    """(parameters,) which of them are in the layers, biases included."""
+    marks = np.zeros(layout.size)
+    for name, part in layout.split(marks).items():
+        part[...] = name.removesuffix("_bias") in layers
+    return marks > 0
+
+
+def _with(theta: Vector, mine: NDArray[np.bool_], memory: SiteState) -> Vector:
+    own = theta.copy()
+    own[mine] = memory.get("personal", theta[mine])
+    return own
+
+
+Personal = Annotated[FineTune | Layers, Field(discriminator="kind")]
 
 
 def beside(algorithm: Algorithm, own: Own, family: Family, gradient: Gradient, judge: Judge) -> Algorithm:
@@ -103,12 +152,36 @@ def beside(algorithm: Algorithm, own: Own, family: Family, gradient: Gradient, j
     return algorithm._replace(answer=answer, fold=fold, shapes=shapes)
 
 
-def require(own: Own | None, noised: bool) -> None:
-    """Raise ValueError where a site's own model does not go with the rest of the study: `noised`, whether differential privacy holds."""
-    if own and noised:
+def require(personal: Personal | None, local: Local, combine: str, layers: tuple[str, ...], noised: bool) -> None:
+    """Raise ValueError where a site's own model does not go with the rest of the study.
+
+    Args:
+        combine: the kind of the combining rule.
+        layers: of the model, by name; none where it has no layers.
+        noised: whether differential privacy holds.
+    """
+    if (personal or local.own()) and noised:
         raise ValueError(
             "differential privacy lets nothing leave that is not noised, and scores of a site's own model are not: leave out algorithm.personal,"
             " and name another local rule than 'ditto'"
+        )
+    if not isinstance(personal, Layers):
+        return
+    strange = [name for name in personal.layers if name not in layers]
+    if strange or set(personal.layers) == set(layers):
+        raise ValueError(
+            f"expected `layers` of algorithm.personal to be some of {', '.join(layers)}, found {', '.join(strange) or 'all'}"
+            if layers
+            else "layers of a site's own need a model that has layers: choose model 'mlp', or another kind of algorithm.personal"
+        )
+    if local.remembers or not local.alone:
+        raise ValueError(
+            f"'{local.kind}' reckons by how far a site went from the global model, and a site with layers of its own starts elsewhere: name another"
+            " local rule"
+        )
+    if combine != "weighted_mean":
+        raise ValueError(
+            f"the global model's part of the layers is the mean of the sites', so expected combine 'weighted_mean', found '{combine}'"
         )
 
 

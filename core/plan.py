@@ -22,7 +22,7 @@ from fedrounds.core.models.linear import Linear
 from fedrounds.core.pace import Gradient
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.participation import paced
-from fedrounds.core.personal import beside
+from fedrounds.core.personal import Layers, beside
 from fedrounds.core.preprocess import Statistics, columns_of
 from fedrounds.core.privacy import joint, private, sufficient, updates
 from fedrounds.core.privacy.compared import comparing
@@ -97,11 +97,14 @@ def build(study: Study) -> Plan:
             parts = study.algorithm
             pace, combine, step = study.participation.pace, parts.combine.rule(), parts.server.rule()
             local_rule = paced(parts.local, pace) if pace else parts.local.rule()
+            local_rule = (
+                parts.personal.kept(local_rule, family.layout) if isinstance(parts.personal, Layers) else local_rule
+            )
             gradient = _penalised(family, study)
             train = averaging(score, family, gradient, local_rule, combine, step, _weight(study))
-            if parts.own:
+            if own := parts.own(family.layout):
                 judge = partial(score_of, study.target.kind, bins=bins)
-                train, score = (beside(it, parts.own, family, gradient, judge) for it in (train, score))
+                train, score = (beside(it, own, family, gradient, judge) for it in (train, score))
         algorithms = {"statistics": statistics(study), "train": train, "score": score, "profile": profiling(study)}
         algorithms["explain"] = explaining(study, family, classes, ones, agreed)
     return Plan(

@@ -11,8 +11,9 @@ from fedrounds.core.combine import Combine, WeightedMean
 from fedrounds.core.frozen import Frozen
 from fedrounds.core.local import Local
 from fedrounds.core.pace import Own
+from fedrounds.core.params import Layout
 from fedrounds.core.participation import Participation
-from fedrounds.core.personal import Personal
+from fedrounds.core.personal import Layers, Personal
 from fedrounds.core.server import Server
 
 PRESETS: dict[
@@ -92,9 +93,13 @@ class Averaging(Frozen):
         return self
 
     @property
-    def own(self) -> Own | None:
+    def remembers(self) -> bool:
+        """Whether a site keeps state between rounds."""
+        return self.local.remembers or isinstance(self.personal, Layers)
+
+    def own(self, layout: Layout) -> Own | None:
         """What makes a site's own model, None where it has none."""
-        return self.personal.own() if self.personal else self.local.own()
+        return self.personal.own(layout) if self.personal else self.local.own()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,7 +110,7 @@ class Averaging(Frozen):
     def title(self) -> str:
         """In a line."""
         how = "" if isinstance(self.combine, WeightedMean) else f"{self.combine.title} and "
-        own = ", and a model of its own at each hospital" if self.own else ""
+        own = ", and a model of its own at each hospital" if self.personal or self.local.own() else ""
         some = f"; {self.participation.title}" if self.participation and self.participation.title else ""
         return f"{self.preset or 'own rule'}: {self.local.kind} at each hospital, {how}{self.server.kind} at the coordinator{own}{some}"
 

@@ -280,7 +280,8 @@ class Study(Frozen):
         subgroups.require(self.explain, {f.name: isinstance(f, Number) for f in self.features})
         if isinstance(self.algorithm, Averaging):
             robust.require(self.algorithm.combine, self.privacy, self.weights)
-            personal.require(self.algorithm.own, self.privacy.dp is not None)
+            own, parts = self.algorithm.personal, self.algorithm
+            personal.require(own, parts.local, parts.combine.kind, self.model.layers, self.privacy.dp is not None)
         if self.privacy.dp and isinstance(self.algorithm, Averaging):
             rule = self.averaging.local
             self.privacy.dp.require(free, rule.kind, (rule.epochs, rule.batch), self.weights)

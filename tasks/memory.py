@@ -93,7 +93,7 @@ def _settle(folder: Path) -> None:
 def remembering(run: Run) -> None:
     """Let the sites of a run in this process keep what they remember. Raises StudyError where they are at a cluster's workers."""
     algorithm = run.folder.study.algorithm
-    if run.carrier == "mail" or not (isinstance(algorithm, Averaging) and algorithm.local.remembers):
+    if run.carrier == "mail" or not (isinstance(algorithm, Averaging) and algorithm.remembers):
         return
     if run.on_dask:
         raise StudyError(

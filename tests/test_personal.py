@@ -311,7 +311,7 @@ PATIENT = {"unit": "patient", "epsilon": 3.0, "patients": 50, "rounds": 5}
     ({"preset": "exact", "personal": TUNED}, {}, "an exact fit solves for one model of all patients"),
     ({"preset": "exact", "local": {"kind": "ditto"}}, {}, "an exact fit solves for one model of all patients"),
     ({"preset": "ditto", "personal": TUNED}, {}, "a site under 'ditto' has a model of its own already"),
-    ({"preset": "fedavg", "personal": {"kind": "ditto"}}, {}, "Input should be 'fine_tune'"),
+    ({"preset": "fedavg", "personal": {"kind": "ditto"}}, {}, "expected tags: 'fine_tune', 'layers'"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused_with_the_reason(algorithm, words, said):
     with pytest.raises(ValidationError, match=said):
@@ -547,3 +547,92 @@ def test_a_hospital_that_shows_no_scores_shows_none_of_its_own_model():
     assert not any(part.any() for sums in closed.personal.values() for part in sums)
     shown = list(simulate(build(study(ditto())), sites(), 1, policy=OPEN))[-1]
     assert shown.state.theta.tobytes() == closed.state.theta.tobytes()
+
+
+# --- layers of a site's own -------------------------------------------------------------------------------------------
+
+
+def layered(*layers, **parts):
+    return fedavg(personal={"kind": "layers", "layers": list(layers)}, **parts)
+
+
+NETWORK = {"model": {"kind": "mlp", "hidden": [4]}}
+
+
+@pytest.mark.parametrize("layers", [("hidden_1",), ("output",)])
+def test_layers_of_a_sites_own_are_a_textbook_loop(layers):
+    plan, data = build(study(layered(*layers), **NETWORK)), sites()
+    size, family = plan.family.layout.size, plan.family
+    cut = plan.family.layout.shapes["hidden_1"]
+    first = cut[0] * cut[1]  # hidden_1 with its biases, then the output with its own
+    mine = np.arange(size) < first if layers == ("hidden_1",) else np.arange(size) >= first
+    theta = plan.start().theta
+    own = dict.fromkeys(data, theta[mine])
+    rows = {site: np.column_stack([part.X, np.ones(len(part.y))]) for site, part in data.items()}
+    judged = {site: np.column_stack([part.X_valid, np.ones(12)]) for site, part in data.items()}
+    data = {site: replace(part, X=rows[site], X_valid=judged[site]) for site, part in data.items()}
+    for closed in simulate(plan, data, 3):
+        for site, part in data.items():  # scored before it trains
+            before = theta.copy()
+            before[mine] = own[site]
+            losses = family.losses(family.predict(before, judged[site]), part.y_valid)
+            assert closed.personal[site][0][1] == pytest.approx(losses.sum(), rel=1e-12)
+        if closed.ask != "train":
+            break
+        trained = {}
+        for site, part in data.items():
+            v = theta.copy()
+            v[mine] = own[site]
+            for _ in range(STEPS):
+                v = v - RATE * family.gradient(v, rows[site], part.y)
+            trained[site], own[site] = v, v[mine]
+        n = {site: len(part.y) for site, part in data.items()}
+        theta = sum(n[site] * trained[site] for site in data) / sum(n.values())
+        np.testing.assert_allclose(closed.state.theta, theta, rtol=1e-12, atol=1e-13)
+    assert closed.ask == "score"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "more", "said"),
+    [
+        (layered("hidden_1"), {}, "layers of a site's own need a model that has layers"),
+        (layered("hidden_2"), NETWORK, "expected `layers` of algorithm.personal to be some of hidden_1, output, found hidden_2"),
+        (layered("hidden_1", "output"), NETWORK, "to be some of hidden_1, output, found all"),
+        (layered("hidden_1", combine={"kind": "median"}), NETWORK | {"weights": "uniform"}, "so expected combine 'weighted_mean', found 'median'"),
+        (layered("hidden_1") | {"preset": "fednova"}, NETWORK, "'fednova' reckons by how far a site went"),
+        (layered("hidden_1") | {"preset": "scaffold"}, NETWORK, "'scaffold' reckons by how far a site went"),
+        (layered("hidden_1") | {"preset": "ditto"}, NETWORK, "has a model of its own already"),
+    ],
+)  # fmt: skip
+def test_layers_that_could_not_be_a_sites_own_are_refused(algorithm, more, said):
+    with pytest.raises(ValidationError, match=said):
+        study(algorithm, **more)
+
+
+def test_hospitals_apart_keep_layers_of_their_own_as_one_process_does_though_rounds_fail_and_agents_die(apart):
+    words = {
+        'preset = "fedavg"': 'preset = "fedavg"\npersonal = { kind = "layers", layers = ["hidden_1"] }',
+        'kind = "logistic"': 'kind = "mlp"\nhidden = [3]',
+    }
+    made = apart(protocol=words)
+    with made.run() as run:
+        made.gate(run)
+        made.visit(run, "statistics")
+        made.visit(run, "train")
+        asking = run.open("train")
+        with pytest.raises(QuorumError):  # what north then trained is for nothing
+            run.aggregate(asking, made.ask(run, asking, sites=("north",)))
+        made.hospital("north", anew=True)
+        made.visit(run, "train")
+        made.hospital("south", anew=True)
+        made.visit(run, "score")
+    with Ledger.open(made.place.ledger) as ledger:
+        found = [recorded(visit.record) for visit in ledger.visits()]
+    assert found == [its for _, its, _ in reference(made.read, 2)]
+    assert any(site["personal_gain_log_loss"] != 0 for site in found[-1].values())
+
+
+def test_a_cluster_that_would_lose_layers_of_a_sites_own_is_refused_as_ditto_is():
+    assert study(layered("hidden_1"), **NETWORK).averaging.remembers
+    assert study(ditto()).averaging.remembers
+    assert not study(fedavg(personal=TUNED)).averaging.remembers

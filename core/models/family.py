@@ -60,6 +60,11 @@ class Kind(Frozen):
         return float(getattr(self, "l2", 0.0))
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of its layers, where it has some: a layout's parts, biases (`NAME_bias`) counted with them."""
+        return ()
+
+    @property
     def runs(self) -> tuple[str, ...]:
         """The installed code that the model is, beside ours."""
         return ()

@@ -35,6 +35,11 @@ class Mlp(Kind):
     hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(16,), min_length=1, max_length=2)
     l2: NonNegative = 0.0
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """`hidden_1`, `hidden_2` if there is one, `output`."""
+        return (*(f"hidden_{number}" for number, _ in enumerate(self.hidden, 1)), "output")
+
     def family(self, width: int, classes: int, task: Task) -> Family:
         """The functions of a model with so many columns, the ones left out."""
         return mlp(width, self.hidden, task, classes)
