@@ -95,7 +95,7 @@ class Step(NamedTuple):
 
 
 class Power(Frozen):
-    """rate * by^round, rounds counted from 0."""
+    """rate * by^round, rounds counted from 0. No paper: what everybody does."""
 
     kind: Literal["power"]
     by: float = Field(gt=0, le=1)
@@ -106,7 +106,7 @@ class Power(Frozen):
 
 
 class Inverse(Frozen):
-    """rate / (1 + by * round), rounds counted from 0."""
+    """rate / (1 + by * round), rounds counted from 0: with `by` above 0 their sum diverges, that of squares does not (Robbins and Monro 1951)."""
 
     kind: Literal["inverse"]
     by: NonNegative

@@ -12,6 +12,7 @@ from fedrounds.core import catalogue, errors
 from fedrounds.core.combine import Combine
 from fedrounds.core.local import Local
 from fedrounds.core.models import Model
+from fedrounds.core.pace import Inverse, Power
 from fedrounds.core.participation import Participation, Uneven
 from fedrounds.core.personal import Personal
 from fedrounds.core.server import Server
@@ -30,7 +31,7 @@ SHAPE = re.compile(
 )
 WORDS = [
     kind for union in (Model, Local, Combine, Server, Personal) for kind in catalogue.words(union)
-] + [Participation, Uneven]  # fmt: skip
+] + [Participation, Uneven, Power, Inverse]  # fmt: skip
 
 
 def public(tree: ast.Module):

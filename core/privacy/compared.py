@@ -6,7 +6,7 @@ Of each validation patient d = loss(version) - loss(champion) is cut to [-c, c].
 
 and releases it once, by a discrete Gaussian (`noise.Gaussian`); under masks sites make that noise together (`noised.Noised`). n and the squares
 weigh less than Σ x, so they get more of the noise: it is Σ x that decides. What is folded is [n, Σd, Σd²] and the variances of the noise in
-each, which add up over sites as the sums do.
+each, which add up over sites as the sums do. No paper: the release is `noise.Gaussian` (Canonne, Kamath and Steinke 2020), the vector our own.
 """
 
 from __future__ import annotations

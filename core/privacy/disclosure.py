@@ -1,4 +1,4 @@
-"""Small counts stay at the site: the one place where a reply's sums are thinned before they leave."""
+"""Small counts stay at the site: the one place where a reply's sums are thinned before they leave. No paper: rules of our own."""
 
 from __future__ import annotations
 

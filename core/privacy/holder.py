@@ -5,7 +5,8 @@
     (sums)  protect    everybody: its numbers under encryption, a tag over them, a signature over both
     open    disclose   the holder: the sum, once it has seen that it is one
 
-The holder is one of the sites, or a third party that is a member and has no rows (`settings.Ckks.holder`).
+The holder is one of the sites, or a third party that is a member and has no rows (`settings.Ckks.holder`). No paper: the protocol is our own,
+its parts are those of `ckks.py` (Cheon et al. 2017) and `tag.py` (Agrawal and Boneh 2009).
 
 Guarantees, against a coordinator that does what it likes, but has no member with it:
     * it learns sums alone: all else is under a key that it does not have;

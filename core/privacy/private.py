@@ -92,6 +92,8 @@ def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
     Guarantees:
         * numbers are clipped to the dictionary's ranges, never to the data's;
         * a patient moves the vector by at most `sensitivity`.
+
+    Source: `noise.Gaussian` (Canonne, Kamath and Steinke 2020); what the vector is made of is our own.
     """
     size = 1 + sum(shares_of(feature) for feature in study.features)
 
