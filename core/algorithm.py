@@ -11,8 +11,8 @@ import numpy as np
 from fedrounds.core.params import Array
 from fedrounds.core.state import RunState
 
-Payload = Mapping[str, Array]
-Sums = Mapping[str, Array]
+Payload = Mapping[str, Array]  # what a request carries, of the shapes that `Algorithm.takes` states
+Sums = Mapping[str, Array]  # what a reply carries, of the shapes that `Algorithm.shapes` states
 SiteState = Mapping[str, Array]  # what a site remembers between rounds
 Scores = Mapping[str, tuple[Array, Array]]  # site -> its validation sums and score histogram
 

@@ -114,6 +114,9 @@ def handle_masked(
     Args:
         vault: the site's secrets for this study. The one that comes back must be stored before the reply leaves.
         data: not needed for what touches no row (`PHASES`).
+
+    Returns:
+        As `handle`, with the vault. What is not allowed gets a refusal; no UpdateRejected leaves.
     """
     try:
         if plan.study.masked is None:

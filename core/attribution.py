@@ -72,6 +72,7 @@ def of_trees(forest: Forest, theta: Vector, X: Array, at: Vector, owner: NDArray
     u! (v - 1)! / (u + v)!.
 
     Args:
+        X: (n, width), or more columns, which are not looked at.
         at: (width,) the reference patient's columns.
         owner: (width,) the feature that each column belongs to.
     """

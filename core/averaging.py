@@ -88,6 +88,10 @@ def averaging(
     Args:
         gradient: of the objective that a site descends, penalties included.
         weight: (site, training rows) -> lambda; a reply that the coordinator gave a "factor" counts for that much of it.
+
+    Raises UpdateRejected, as replies are folded, where an update is of no patients, or differences are of other rows than scores.
+
+    Source: McMahan et al. (2017), algorithm 1; with a server step Reddi et al. (2021), algorithm 1.
     """
 
     size = family.layout.size

@@ -196,7 +196,7 @@ def ensemble(of: Setting, models: Mapping[str, Model]) -> Model:
 
 
 def federated(of: Setting, theta: Vector) -> Model:
-    """The study's own model."""
+    """The study's own model, of theta (size,) as the plan's family lays it out."""
     return Model(of.plan, replace(of.plan.start(of.statistics), round=of.rounds, theta=theta))
 
 
@@ -254,7 +254,7 @@ def line(of: Setting, kind: Kind, site: str, model: Model) -> Line:
 
 
 def cell(plan: Plan, sums: Array, histogram: Array) -> Cell | None:
-    """What these sums say of a model, None if they are of no rows."""
+    """What these sums (4,) and this histogram (problems, 2, bins) say of a model, None if they are of no rows."""
     found, metric = metrics(plan.task, sums, histogram), HEADLINE[plan.task]
     if LOSS[plan.task] not in found:
         return None
@@ -267,7 +267,7 @@ def matrix(of: Setting, theta: Vector) -> Matrix:
     A site whose policy refuses the study trains none of them, and none is scored there.
 
     Args:
-        theta: the federated model after `of.rounds` rounds.
+        theta: (size,) the federated model after `of.rounds` rounds.
     """
     ours = federated(of, theta)
     first = scored(of, ours)

@@ -37,7 +37,7 @@ def width(name: str, codec: Codec) -> type[np.number]:
 
 
 def narrow(arrays: Mapping[str, Array], codec: Codec) -> Mapping[str, Array]:
-    """The arrays of a message as they travel.
+    """The arrays of a message as they travel, each of its shape.
 
     Raises:
         UpdateRejected: a number is beyond the range of float32 and would travel as infinity.
@@ -58,7 +58,7 @@ def narrow(arrays: Mapping[str, Array], codec: Codec) -> Mapping[str, Array]:
 def written(
     arrays: Mapping[str, Array], codec: Codec, request: Request, chance: np.random.Generator
 ) -> Mapping[str, Array]:
-    """The arrays of an answer as they travel.
+    """The arrays of an answer as they travel, of the shapes that `beside` gives.
 
     Args:
         chance: the site's own, from which stochastic rounding draws.
@@ -73,7 +73,7 @@ def written(
 
 
 def read(arrays: Mapping[str, Array], codec: Codec, request: Request) -> dict[str, Array]:
-    """The arrays of an answer to this request as float64. Raises UpdateRejected where an update is none."""
+    """The arrays of an answer to this request as float64, of the shapes that its algorithm gives. Raises UpdateRejected where an update is none."""
     if codec != "rotated8" or CODED not in arrays:
         return widen(arrays)
     codes, scale = cast(rotation.Codes, arrays[CODED]), cast(rotation.Scales, arrays[SCALE])
@@ -94,12 +94,12 @@ def _signs(request: Request) -> np.random.Generator:
 
 
 def widen(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The same numbers as float64, exactly."""
+    """The same numbers as float64, exactly, each array of its shape."""
     return {name: np.asarray(array, np.float64) for name, array in arrays.items()}
 
 
 def foreign(arrays: Mapping[str, Array], codec: Codec) -> str:
-    """How the first array of another width than the study's codec says was expected and found; empty if there is none."""
+    """How the first array of another width than the study's codec says was expected and found; empty if there is none. Of any shape."""
     for name, array in arrays.items():
         if array.dtype != width(name, codec):
             return f"expected {name} as {np.dtype(width(name, codec))}, found {array.dtype}"

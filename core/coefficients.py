@@ -59,7 +59,7 @@ def on_original_scale(plan: Plan, theta: Vector, statistics: Statistics) -> Coef
     """The model's coefficients in the dictionary's units; None for a model that has none, such as a neural network.
 
     Args:
-        theta: the model, as the plan's family lays it out.
+        theta: (size,) the model, as the plan's family lays it out.
         statistics: the frozen ones of round 0 that the model was trained on.
     """
     if "coef" not in plan.family.layout.shapes:

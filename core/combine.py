@@ -240,7 +240,7 @@ def geometric_median(attackers: int, smoothing: float, passes: int) -> Rule:
 
 
 def around(updates: Array, centre: Vector, count: int) -> Vector:
-    """Of each number the mean of the `count` that are nearest to the centre's."""
+    """(size,) of each number the mean of the `count` that are nearest to the centre's (size,), of updates (n, size)."""
     nearest = np.argsort(np.abs(updates - centre), axis=0, kind="stable")[:count]
     return np.take_along_axis(updates, nearest, axis=0).mean(axis=0)
 

@@ -76,7 +76,7 @@ def contribution(of: Setting, theta: Vector) -> Contribution:
     """Every site's share in the model of `of.rounds` rounds.
 
     Args:
-        theta: the study's model, to compare with.
+        theta: (size,) the study's model, to compare with.
 
     Raises:
         StudyError: updates of few sites cannot be combined, or an exact fit would have to be made too often.

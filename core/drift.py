@@ -29,6 +29,12 @@ def closest(a: Vector, b: Vector) -> tuple[Vector, Vector]:
 
     The divergence below is convex in both sides together, and given one side it is least where the other is dealt in proportion to it:
     so each is dealt in turn until nothing moves. Several histograms may lie end to end: no group spans two.
+
+    Args:
+        a, b: (cells,) rows; 0 or more, or MERGED into the cell before.
+
+    Returns:
+        Both, (cells,), 0 or more.
     """
     q = _dealt(b, np.ones(len(b)))
     for _ in range(200):
@@ -46,7 +52,7 @@ def psi(p: Vector, q: Vector) -> float:
     An empty cell counts as half a row; a cell that is empty on both sides says nothing.
 
     Args:
-        p, q: rows in every cell.
+        p, q: (cells,) rows.
 
     >>> round(psi(np.array([50.0, 50.0]), np.array([25.0, 75.0])), 4)  # .25 ln 2 + .25 ln 1.5
     0.2747
@@ -59,9 +65,9 @@ def psi(p: Vector, q: Vector) -> float:
 
 
 def ks(a: Vector, b: Vector) -> float:
-    """Kolmogorov and Smirnov's largest distance of two distribution functions, seen at the ends of cells, of a profile's cells.
+    """Kolmogorov and Smirnov's largest distance of two distribution functions, seen at the ends of cells, of a profile's cells (cells,).
 
-    The last cell holds the missing ones, who are left out. 0 where either side has no known value.
+    Source: Smirnov (1939). The last cell holds the missing ones, who are left out. 0 where either side has no known value.
     """
     (low_a, high_a), (low_b, high_b) = _distribution(a), _distribution(b)
     return float(np.clip(np.maximum(low_a - high_b, low_b - high_a), 0.0, 1.0).max(initial=0.0))

@@ -119,7 +119,7 @@ class Encrypting:
     phase: Phase = "keys"
     keyring: Keyring | None = None
     keys: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict[str, tuple[bytes, bytes]])
-    total: ckks.Residues | None = None
+    total: ckks.Residues | None = None  # (chunks, 2, DEGREE)
     parts: Mapping[str, tuple[bytes, bytes, bytes]] = field(default_factory=dict[str, tuple[bytes, bytes, bytes]])
     before: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
@@ -289,7 +289,7 @@ def begin(
     outer: Request, sites: tuple[str, ...], roster: Mapping[str, bytes], number: int, protect: Ckks, quorum: int,
     layout: Layout, keyring: object, before: Mapping[str, tuple[str, ...]],
 ) -> Encrypting:  # fmt: skip
-    """An exchange under encryption, at its first step."""
+    """An exchange under encryption, at its first step. Raises StudyError where the roster does not name the key holder."""
     if protect.opener not in roster:
         raise StudyError(
             f"expected the key holder '{protect.opener}' on the roster, found {', '.join(sorted(roster)[:8])}: it must join, and all agree on its key"

@@ -35,7 +35,7 @@ TAKES: Mapping[str, tuple[str, ...]] = {
 
 
 def answer_phase(request: Request, safe: Safe, me: Self, protect: Ckks) -> tuple[Safe, Mapping[str, Array]]:
-    """Answer what touches no row: keys, shares, open.
+    """Answer what touches no row: keys, shares, open; by arrays of the shapes that `encrypted.expected` states.
 
     Raises:
         UpdateRejected: the request is not one that an honest coordinator sends to this site; the safe stays as it was.
@@ -84,7 +84,7 @@ def announced_by(request: Request) -> Request:
 def protect_sums(
     request: Request, sums: Mapping[str, Array], sheet: Sheet, safe: Safe, me: Self, protect: Ckks
 ) -> Mapping[str, Array]:
-    """The sums under encryption.
+    """The sums, of the sheet's shapes, under encryption: arrays of the shapes that `encrypted.expected` states.
 
     Raises:
         UpdateRejected: the key is not the holder's, the epoch another than the one here, or a sum is beyond its grid.
@@ -136,7 +136,7 @@ def _takes(request: Request, safe: Safe) -> None:
 
 
 def names_of(names: Iterable[str]) -> Bytes:
-    """Names of sites as bytes of a message."""
+    """Names of sites as bytes of a message, (n,)."""
     return as_bytes("\n".join(names).encode())
 
 

@@ -95,6 +95,9 @@ def _histogram(probability: Array, y: Array, bins: int) -> Array:
 def metrics(task: Task, sums: Array, histogram: Array) -> dict[str, float]:
     """The metrics that these sums carry; one that they cannot carry (no rows, one class only) is absent.
 
+    Args:
+        sums, histogram: (4,) and (problems, 2, bins), as `score` gives them.
+
     Returns:
         regression: mse, rmse, r2. Survival: log_loss, concordance with concordance_error (where every row is in the histogram), and
         concordance_within (of pairs at one site). Classes: log_loss, brier, accuracy, and auc with auc_error (mean over classes, one
@@ -155,7 +158,7 @@ def calibration(histogram: Array, groups: int = 10) -> tuple[Array, Array, NDArr
 
 
 def total(parts: Mapping[str, tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Sums and histograms of all sites together, added in site order."""
+    """Sums (4,) and histogram (problems, 2, bins) of all sites together, added in site order; (0, 2, 1) of none."""
     names = sorted(parts)
     sums = np.zeros(SUMS)
     histogram = np.zeros_like(parts[names[0]][1]) if names else np.zeros((0, 2, 1))

@@ -112,7 +112,7 @@ def outputs_of(task: Task, classes: int) -> int:
 
 
 def told(task: Task, prediction: Array) -> Array:
-    """(n, k) of predictions: the mean, the probabilities, or of survival the risk of an event by the end of the grid."""
+    """(n, k) of predictions (n,) or (n, k): the mean, the probabilities, or of survival (n, 1 + K) the risk of an event by the end of the grid."""
     if task == "survival":
         return 1.0 - np.exp(-prediction[:, -1:])
     return prediction.reshape(len(prediction), -1)
@@ -132,7 +132,7 @@ def counts_of(study: Study) -> list[int]:
 
 
 def grids(study: Study, statistics: Statistics) -> list[Vector]:
-    """Each feature's grid, in its own unit; of a category the places of its levels. Public: from the dictionary and round 0 alone."""
+    """Each feature's grid (points,), in its own unit; of a category the places of its levels. Public: from the dictionary and round 0 alone."""
     agreed, found = standardised(study), list[Vector]()
     for feature, part, count in zip(study.features, blocks(study), counts_of(study), strict=True):
         if isinstance(feature, Category):

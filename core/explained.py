@@ -23,7 +23,7 @@ def understood(plan: Plan, statistics: Statistics, parts: Mapping[str, Sums]) ->
     """All that the sums of the sites say.
 
     Args:
-        parts: site -> its sums, or under masks those of `(all sites)`.
+        parts: site -> its sums, of the shapes that `explain.explaining` states, or under masks those of `(all sites)`.
 
     Returns:
         `metric`, `loss`: their names. `everywhere`, and `sites`: metrics of all and of each, for whom there are any. `features`: of each the

@@ -35,7 +35,7 @@ def pipeline(plan: Plan, state: RunState, before: Sequence[tuple[str, Any]] | No
 
 
 def preprocessing(plan: Plan, statistics: Statistics) -> list[tuple[str, Any]]:
-    """The fitted steps before the model: fill and spread the columns, then centre and scale."""
+    """The fitted steps before the model: fill and spread the columns (n, features) to (n, width), then centre and scale."""
     from sklearn.compose import ColumnTransformer
     from sklearn.preprocessing import StandardScaler
 

@@ -124,7 +124,7 @@ def _begin(weights: Mapping[str, float], first: float) -> float:
 
 
 def project(point: Vector) -> Vector:
-    """The nearest point whose numbers are 0 or more and add up to 1 (Duchi et al. 2008, figure 1).
+    """(n,) the nearest to a point (n,) of those whose numbers are 0 or more and add up to 1 (Duchi et al. 2008, figure 1).
 
     >>> project(np.array([0.5, 0.75, -1.0]))
     array([0.375, 0.625, 0.   ])

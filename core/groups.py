@@ -123,7 +123,7 @@ class Grouped:
         return self._requests[site]
 
     def private(self, site: str) -> Mapping[str, Array]:
-        """What is for one site alone."""
+        """What is for one site alone, as its group's `Masking.private` has it."""
         return next(one.private(site) for one in self.groups.values() if site in one.sites)
 
     @property
@@ -196,7 +196,7 @@ def grouped(whole: Masking, groups: int, fewest: int, rings: Rings | None, refus
 def opened_sums(
     after: Parts, sheet: Sheet, scale: float, refused: dict[str, str]
 ) -> tuple[list[tuple[str, Sums]], tuple[str, ...], int]:
-    """What each group's sum says: its name and numbers; who was heard; how many numbers were clipped.
+    """What each group's sum says: its name and numbers, of the sheet's shapes; who was heard; how many numbers were clipped.
 
     A group whose sum its members cannot have sent by the rules is left out. Raises QuorumError where too few are left.
     """

@@ -32,7 +32,7 @@ def _train(step: Step, epochs: int, batch: Batch) -> Train:
 
 
 class Sgd(Pace):
-    """Plain mini-batch gradient descent at the site."""
+    """Plain mini-batch gradient descent at the site (McMahan et al. 2017, algorithm 1)."""
 
     kind: Literal["sgd"]
 
@@ -52,7 +52,7 @@ def descent(rate: float) -> Step:
 
 
 def sgd(rate: float, epochs: int, batch: Batch) -> Train:
-    """Mini-batch gradient descent: theta - rate * gradient, `epochs` times over the rows."""
+    """Mini-batch gradient descent: theta - rate * gradient, `epochs` times over the rows (McMahan et al. 2017, algorithm 1)."""
     return _train(descent(rate), epochs, batch)
 
 
@@ -108,7 +108,7 @@ def adaptive(rate: float, beta_1: float, beta_2: float, epsilon: float) -> Step:
 
 
 def adam(rate: float, epochs: int, batch: Batch, beta_1: float, beta_2: float, epsilon: float) -> Train:
-    """Adam over the rows; its memory starts anew each round."""
+    """Adam over the rows (Kingma and Ba 2015, algorithm 1); its memory starts anew each round."""
     return _train(adaptive(rate, beta_1, beta_2, epsilon), epochs, batch)
 
 
@@ -131,12 +131,12 @@ class Proximal(Pace):
 
 
 def tied(gradient: Gradient, mu: float, start: Vector) -> Gradient:
-    """The gradient of the objective + mu/2 |theta - start|^2 (Li et al. 2020, FedProx, equation 2)."""
+    """The gradient of the objective + mu/2 |theta - start|^2, start (size,) (Li et al. 2020, FedProx, equation 2)."""
     return lambda theta, X, y: gradient(theta, X, y) + mu * (theta - start)
 
 
 def proximal(mu: float, rate: float, epochs: int, batch: Batch) -> Train:
-    """Gradient descent on the objective + mu/2 |theta - theta_global|^2."""
+    """Gradient descent on the objective + mu/2 |theta - theta_global|^2 (Li et al. 2020, FedProx, equation 2)."""
     descend = sgd(rate, epochs, batch)
 
     def train(gradient: Gradient, theta: Vector, X: Array, y: Array, rng: np.random.Generator) -> Vector:
@@ -261,7 +261,7 @@ def _steps(size: int) -> Shapes:
 
 
 def controls(kept: Memory, heard: Heard) -> Memory:
-    """Each site's last control and lambda, of all that were ever heard: a model a site. A site that was not heard keeps its own."""
+    """Each site's last control (size,) and lambda (1,), of all that were ever heard: a model a site. A site that was not heard keeps its own."""
     found = {f"control.{site}": sums["control"] for site, (_, sums) in heard.items()}
     return {**kept, **found, **{f"share.{site}": np.array([share]) for site, (share, _) in heard.items()}}
 

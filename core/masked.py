@@ -129,7 +129,7 @@ class Masking:
         return replace(self.outer, ask=cast(Ask, self.phase), arrays=arrays)
 
     def private(self, site: str) -> Mapping[str, Array]:
-        """What is for one site alone: what the others dealt to it."""
+        """What is for one site alone: `sealed` (members, SEALED), what the others dealt to it; nothing before `open`."""
         if self.phase != "open":
             return {}
         ring = self.ring
@@ -272,7 +272,7 @@ class Self:
 
 
 def answer_phase(request: Request, vault: Vault, me: Self) -> tuple[Vault, Mapping[str, Array]]:
-    """Answer what touches no row: keys, shares, agree, open.
+    """Answer what touches no row: keys, shares, agree, open; by arrays of the shapes that `phases.expected` states.
 
     Raises:
         UpdateRejected: the request is not one that an honest coordinator sends; the vault stays as it was.
@@ -318,7 +318,7 @@ def announced_by(request: Request) -> Request:
 
 
 def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) -> tuple[Vault, Mapping[str, Array]]:
-    """The sums under masks.
+    """The sums, of the sheet's shapes, under masks: words as the sheet's `layout` has them, and the signature (64,).
 
     Raises:
         UpdateRejected: the epoch is another than the one here, the index was used, or a sum is beyond its grid.
@@ -359,7 +359,7 @@ def _rows(members: Sequence[str], found: Mapping[str, bytes], size: int) -> Byte
 
 
 def by_member(members: Sequence[str], rows: Bytes, size: int) -> dict[str, bytes]:
-    """Member -> its row of bytes. Raises UpdateRejected where they are not one for each, of this size."""
+    """Member -> its row of bytes (members, size). Raises UpdateRejected where they are not one for each, of this size."""
     if rows.shape != (len(members), size):
         raise UpdateRejected(f"expected {size} bytes for each of {len(members)} members, found others: it was refused")
     return {site: row.tobytes() for site, row in zip(members, rows, strict=True)}

@@ -71,7 +71,7 @@ class Reply:
 
 
 def answer_to(request: Request, site: str, refusal: str = "", arrays: Mapping[str, Array] | None = None) -> Reply:
-    """What a site answers to this request: sums, or why it gives none."""
+    """What a site answers to this request: sums of the shapes that its algorithm states, or why it gives none."""
     asked = request.study, request.round, request.exchange, request.ask, request.base
     return Reply(*asked, site, refusal, arrays or {})
 
@@ -146,7 +146,7 @@ def decode(data: bytes, kind: type[M], largest: int = LARGEST_MESSAGE) -> M:
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    """A JSON header and named arrays as bytes: float32 and unsigned words as they are, all else as float64.
+    """A JSON header and named arrays of any shape as bytes: float32 and unsigned words as they are, all else as float64.
 
     Raises UpdateRejected if a number is not finite: that never travels.
     """
@@ -169,7 +169,10 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
 
 
 def unpack(data: bytes, largest: int = LARGEST_MESSAGE) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Header and arrays of `data`; every array is finite, of its stated type and shape, and no byte is left over."""
+    """Header and arrays of `data`; every array is finite, of its stated type and shape, and no byte is left over.
+
+    Raises UpdateRejected where that is not so, or there are more than `largest` bytes.
+    """
     if len(data) > largest:
         raise UpdateRejected(f"expected a message of at most {largest} bytes, found {len(data)}: it was refused unread")
     if len(data) < PREFIX.size:

@@ -39,7 +39,7 @@ class Gate(Frozen):
 
 
 def relation(rule: str) -> tuple[str, str, str]:
-    """The two columns of a rule and what stands between them.
+    """The two columns of a rule and what stands between them. Raises ValueError where it is no such rule.
 
     >>> relation("diastolic <= systolic")
     ('diastolic', '<=', 'systolic')

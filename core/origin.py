@@ -30,7 +30,7 @@ class Origin:
         version: its number.
         round: the one that left it.
         study: the protocol that it was trained by.
-        theta: its parameters.
+        theta: its parameters (size,).
         statistics: what its preprocessing goes by.
     """
 

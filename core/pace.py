@@ -41,7 +41,7 @@ class Work(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What a visit leaves: the update, what the site remembers (if the round closes), and what it sends beside the update."""
+    """What a visit leaves: the update (size,), what the site remembers (if the round closes), and what it sends beside the update."""
 
     delta: Vector
     memory: Mapping[str, Array] = {}
@@ -95,7 +95,7 @@ class Step(NamedTuple):
 
 
 class Power(Frozen):
-    """rate * by^round, rounds counted from 0."""
+    """rate * by^round, rounds counted from 0. No paper: what everybody does."""
 
     kind: Literal["power"]
     by: float = Field(gt=0, le=1)
@@ -106,7 +106,7 @@ class Power(Frozen):
 
 
 class Inverse(Frozen):
-    """rate / (1 + by * round), rounds counted from 0."""
+    """rate / (1 + by * round), rounds counted from 0: with `by` above 0 their sum diverges, that of squares does not (Robbins and Monro 1951)."""
 
     kind: Literal["inverse"]
     by: NonNegative
@@ -160,7 +160,7 @@ class Pace(Frozen):
         return None
 
     def rate_at(self, sent: Payload) -> float:
-        """The rate of the round at hand."""
+        """The rate of the round at hand: `round` (1,) of what was sent, where the rate hangs on it."""
         return self.rate if self.decay is None else self.rate * self.decay.at(int(sent["round"][0]))
 
     def sends(self, size: int) -> Shapes:
@@ -169,12 +169,12 @@ class Pace(Frozen):
         return {} if self.decay is None else {"round": (1,)}
 
     def asks(self, kept: Memory, number: int, size: int) -> Payload:
-        """The round, where the rate hangs on it."""
+        """`round` (1,), where the rate hangs on it."""
         del kept, size
         return {} if self.decay is None else {"round": np.array([float(number)])}
 
     def walk(self, step: Step, work: Work, theta: Vector, bent: Gradient | None = None) -> tuple[Vector, int]:
-        """Where so many steps lead, along the work's gradient or a bent one, and how many there were."""
+        """Where so many steps lead from theta (size,), along the work's gradient or a bent one, and how many there were."""
         loss = work.loss if self.early_stop else None
         gradient = bent or work.gradient
         return walk(step, gradient, theta, work.X, work.y, work.rng, self.epochs, self.batch, self.steps, loss)
@@ -204,6 +204,7 @@ def walk(
     """Where steps lead from theta (p,), and how many were taken: one a batch, `epochs` times over the rows, or `steps`.
 
     Args:
+        X, y: (n, columns) and (n,).
         loss: ends the walk where it has risen since the epoch before, or is no number; what counts is then where that epoch ended.
     """
     parts = batches(X, y, epochs, batch, rng) if steps is None else islice(batches(X, y, steps, batch, rng), steps)
@@ -222,7 +223,7 @@ def walk(
 
 
 def batches(X: Array, y: Array, epochs: int, batch: Batch, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
-    """The rows in a fresh random order each epoch, cut into batches; `"all"` is every row in its own order, and draws nothing."""
+    """Rows X (n, columns), y (n,) in a fresh random order each epoch, cut into batches; `"all"` is every row in its own order, and draws nothing."""
     if batch == "all":
         for _ in range(epochs):
             yield X, y

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float64]  # always one-dimensional
+Vector = NDArray[np.float64]  # always one-dimensional; a model, its update and its gradient are (size,) of its `Layout`
 Array = NDArray[np.float64]
 
 
@@ -37,7 +37,7 @@ class Layout:
         return sum(prod(shape) for shape in self.shapes.values())
 
     def split(self, theta: Vector) -> dict[str, Array]:
-        """Name the parts of `theta`; each is a view, so writing to it writes to `theta`."""
+        """Name the parts of `theta` (size,), each of its shape and a view, so writing to it writes to `theta`."""
         parts: dict[str, Array] = {}
         start = 0
         for name, shape in self.shapes.items():
@@ -47,7 +47,7 @@ class Layout:
         return parts
 
     def join(self, parts: Mapping[str, Array]) -> Vector:
-        """The vector whose `split` is `parts`."""
+        """The vector (size,) whose `split` is `parts`."""
         return np.concatenate([np.asarray(parts[name], np.float64).reshape(-1) for name in self.shapes])
 
 

@@ -49,7 +49,7 @@ def shapes(width: int, count: int, ties: Ties) -> dict[str, tuple[int, ...]]:
 
 
 def by_interval(X: Array, y: Array, beta: Vector, count: int, ties: Ties) -> dict[str, Array]:
-    """A site's sums; (n, p) rows, (n,) of ±1 … ±K. Additive over patients."""
+    """A site's sums at beta (p,), as `shapes` has them; X (n, p), y (n,) of ±1 … ±K. Additive over patients."""
     index, event = intervals(y)
     with np.errstate(over="ignore"):
         weight = np.exp(X @ beta)

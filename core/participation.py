@@ -29,7 +29,10 @@ EPOCHS = "epochs"  # what travels with the model where sites walk at their own p
 
 
 class Uneven(Frozen):
-    """Epochs of a site in a round: from `least` to `most`, as many as take it about as long as the median site takes for the study's."""
+    """Epochs of a site in a round: from `least` to `most`, as many as take it about as long as the median site takes for the study's.
+
+    No paper: by the median is a rule of our own. A plain mean would lean to whoever takes more steps (Wang et al. 2020, theorem 1).
+    """
 
     least: Epochs = 1
     most: Epochs
@@ -177,7 +180,7 @@ def chosen(pace: Uneven, usual: int, per_epoch: Mapping[str, float]) -> dict[str
 
 
 def paced(local: Local, pace: Uneven) -> Rule:
-    """The local rule, whose epochs come with the model. A site refuses any that are not within the study's bounds."""
+    """The local rule, whose epochs come with the model: `epochs` (1,). Raises UpdateRejected, at the site, beyond the study's bounds."""
     plain = local.rule()
 
     def visit(work: Work, theta: Vector, memory: SiteState, sent: Payload) -> Left:

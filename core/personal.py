@@ -119,6 +119,8 @@ def beside(algorithm: Algorithm, own: Own, family: Family, gradient: Gradient, j
     Guarantees:
         * what the algorithm remembers, sends and makes of it is what it would be without;
         * of the own model nothing leaves but the two arrays that `judge` gives.
+
+    Raises UpdateRejected, as replies are folded, where a site scored its own model on other rows than the global one.
     """
 
     def answer(payload: Payload, memory: SiteState, rows: Rows, rng: np.random.Generator) -> tuple[SiteState, Sums]:

@@ -40,7 +40,7 @@ def portrait(plan: Plan, theta: Vector, statistics: Statistics) -> Portrait | No
     """The portrait of a k-means, naive Bayes or principal components model; None for any other.
 
     Args:
-        theta: the model, as the plan's family lays it out.
+        theta: (size,) the model, as the plan's family lays it out.
         statistics: the frozen ones of round 0 that the model was trained on.
     """
     parts = plan.family.layout.split(theta)

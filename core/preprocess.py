@@ -35,7 +35,7 @@ from fedrounds.core.study import (
 )
 from fedrounds.core.table import Table
 
-Statistics = Mapping[str, Array]  # impute (features,), center (width,), scale (width,)
+Statistics = Mapping[str, Array]  # impute (features,), center (width,), scale (width,); rows (1,) where sums are masked
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -360,7 +360,7 @@ def columns_of(feature: Feature) -> list[str]:
 
 
 def spread(values: Array, study: Study, impute: Array) -> Array:
-    """(n, features) -> (n, width): missing cells filled, categories spread over 0/1 columns, nothing standardised yet."""
+    """(n, features) -> (n, width): missing cells filled by `impute` (features,), categories spread over 0/1 columns, nothing standardised yet."""
     blocks: list[Array] = []
     for j, feature in enumerate(study.features):
         column = np.where(np.isnan(values[:, j]), impute[j], values[:, j])

@@ -75,7 +75,7 @@ def names_of(study: Study) -> dict[str, str]:
 
 
 def edges(study: Study, statistics: Mapping[str, Array]) -> list[Vector]:
-    """For each feature, where its cells begin, but for the first one: a value on an edge is in the cell above it.
+    """For each feature (cells - 2,), where its cells begin, but for the first one: a value on an edge is in the cell above it.
 
     Args:
         statistics: round 0's; only numbers without a range need them.

@@ -72,7 +72,7 @@ class Decision(NamedTuple):
 
 
 def interval(sums: Array, confidence: float) -> Interval:
-    """The mean of n differences and its interval, from `[n, Σd, Σd²]`, and behind them the variances of the noise in each where there is any.
+    """The mean of n differences and its interval, from `[n, Σd, Σd²]` (3,); where there is noise (6,), its variances in each behind them.
 
     s² = (Σd² − (Σd)²/n) / (n − 1), mean ± t s / √n. A confidence of 0 gives the mean alone; below two patients there is no interval.
 
@@ -96,6 +96,8 @@ def interval(sums: Array, confidence: float) -> Interval:
 
 def beyond_noise(sums: Array, sites: int, confidence: float) -> float:
     """How much of a site's mean difference its own noise does not explain, as one of so many sites; the mean itself where there is no noise.
+
+    `sums` are (3,), or (6,) with the variances of the noise, as `interval` takes them.
 
     By Bonferroni none of the sites is above its true mean by chance with this confidence; so that noise alone does not veto.
 

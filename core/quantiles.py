@@ -35,7 +35,7 @@ def codes(X: Array, edges: Array) -> NDArray[np.uint16]:
 
 
 def counts(X: Array, edges: Array) -> Array:
-    """(columns, CELLS) rows of each cell."""
+    """(columns, CELLS) rows of each cell, of X (n, columns) and edges (columns, CELLS - 1)."""
     found = np.empty((len(edges), edges.shape[1] + 1))
     for column, ends in enumerate(edges):  # sorting first is six times as fast as looking each number up
         until = np.asarray(np.searchsorted(np.sort(X[:, column]), ends, side="right"), np.float64)
@@ -44,7 +44,7 @@ def counts(X: Array, edges: Array) -> Array:
 
 
 def finer(edges: Array, counts: Array) -> Array:
-    """Edges of the same number: those of cells that hold rows, and more within a cell the more rows it holds."""
+    """(columns, CELLS - 1) edges, as many as before: of cells that hold rows, and more within one the more `counts` (columns, CELLS) it has."""
     return np.stack([_finer(*column) for column in zip(edges, counts, strict=True)])
 
 
@@ -52,12 +52,15 @@ def bins(edges: Array, counts: Array, most: int, fewest: float) -> Array:
     """(columns, most - 1) edges of at most so many bins of about as many rows each, and of `fewest` rows or more.
 
     A column of few values has a bin for each. An edge lies in the middle of the gap between the rows on its sides.
+
+    Args:
+        edges, counts: (columns, CELLS - 1) and (columns, CELLS).
     """
     return np.stack([_bins(*column, most, fewest) for column in zip(edges, counts, strict=True)])
 
 
 def span(edges: Vector, counts: Vector) -> tuple[float, float]:
-    """Between which edges the rows of a column are; ±BEYOND where they are beyond the grid."""
+    """Between which edges (CELLS - 1,) the rows (CELLS,) of a column are; ±BEYOND where they are beyond the grid."""
     held = np.flatnonzero(counts)
     first, last = int(held[0]), int(held[-1])
     return float(edges[first - 1]) if first else -BEYOND, float(edges[last]) if last < len(edges) else BEYOND

@@ -25,7 +25,7 @@ BLOCK = 128  # a power of two: larger ones have larger outliers left, smaller on
 LEVELS = 127
 
 Codes = NDArray[np.uint8]  # whole numbers from -127 to 127, as bytes of two's complement
-Scales = NDArray[np.float32]
+Scales = NDArray[np.float32]  # of the blocks, in order
 
 
 def blocks(size: int) -> list[tuple[int, int]]:
@@ -45,7 +45,7 @@ def scales(size: int) -> int:
 
 
 def rotate(numbers: Vector, signs: np.random.Generator) -> Vector:
-    """Signs and Hadamard matrix, block by block: as long a vector as before, of the same norm."""
+    """Signs and Hadamard matrix, block by block: (d,) of numbers (d,), of the same norm."""
     found = numbers * _signs(len(numbers), signs)
     for part in _parts(found):
         part[:] = _hadamard(part)
@@ -53,7 +53,7 @@ def rotate(numbers: Vector, signs: np.random.Generator) -> Vector:
 
 
 def turn_back(numbers: Vector, signs: np.random.Generator) -> Vector:
-    """What was rotated with the same signs."""
+    """(d,) what was rotated with the same signs."""
     found = numbers.copy()
     for part in _parts(found):
         part[:] = _hadamard(part)
@@ -82,7 +82,7 @@ def code(numbers: Vector, signs: np.random.Generator, chance: np.random.Generato
 
 
 def decode(codes: Codes, scale: Scales, signs: np.random.Generator) -> Vector:
-    """The update that bytes and scales stand for. Raises UpdateRejected where they are none."""
+    """The update (d,) that bytes (d,) and scales (scales(d),) stand for. Raises UpdateRejected where they are none."""
     whole = codes.view(np.int8)
     if (whole < -LEVELS).any() or (scale < 0).any():
         raise UpdateRejected("expected an update in steps of -127 to 127 with scales of 0 and more, found others")

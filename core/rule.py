@@ -54,7 +54,7 @@ class Rule(NamedTuple):
 
 
 def length(update: Vector) -> float:
-    """Its Euclidean norm; infinite where its square is beyond all numbers."""
+    """Euclidean norm of an update (size,); infinite where its square is beyond all numbers."""
     with np.errstate(over="ignore"):
         return float(np.linalg.norm(update))
 
@@ -79,7 +79,7 @@ class Adding(Frozen):
 
 
 class WeightedMean(Adding):
-    """The mean of the updates by the study's weights."""
+    """The mean of the updates by the study's weights (McMahan et al. 2017, algorithm 1)."""
 
     kind: Literal["weighted_mean"]
     what: ClassVar[str] = "a mean"

@@ -42,7 +42,7 @@ class Sgd(Frozen):
 
 
 def sgd(rate: float) -> ServerStep:
-    """theta + rate * delta."""
+    """theta + rate * delta (McMahan et al. 2017, at rate 1)."""
 
     def step(memory: Memory, theta: Vector, delta: Vector) -> tuple[Memory, Vector]:
         return memory, theta + rate * delta
@@ -107,7 +107,7 @@ class Adagrad(Frozen):
 
 
 def adagrad(rate: float, tau: float) -> ServerStep:
-    """v = v + delta^2; theta + rate delta / (sqrt(v) + tau)."""
+    """v = v + delta^2; theta + rate delta / (sqrt(v) + tau) (Reddi et al. 2021, algorithm 2, with beta_1 = 0)."""
 
     def step(memory: Memory, theta: Vector, delta: Vector) -> tuple[Memory, Vector]:
         v = memory["v"] + delta * delta
@@ -131,7 +131,7 @@ class Adam(Frozen):
 
 
 def adam(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
-    """m = b1 m + (1 - b1) delta; v = b2 v + (1 - b2) delta^2; theta + rate m / (sqrt(v) + tau)."""
+    """m = b1 m + (1 - b1) delta; v = b2 v + (1 - b2) delta^2; theta + rate m / (sqrt(v) + tau) (Reddi et al. 2021, algorithm 2)."""
 
     def second(v: Vector, square: Vector) -> Vector:
         return beta_2 * v + (1 - beta_2) * square
@@ -154,7 +154,7 @@ class Yogi(Frozen):
 
 
 def yogi(rate: float, beta_1: float, beta_2: float, tau: float) -> ServerStep:
-    """As Adam, with v = v - (1 - b2) delta^2 sign(v - delta^2): v moves by steps of bounded size."""
+    """As Adam, with v = v - (1 - b2) delta^2 sign(v - delta^2): v moves by steps of bounded size (Reddi et al. 2021, algorithm 2)."""
 
     def second(v: Vector, square: Vector) -> Vector:
         return v - (1 - beta_2) * square * np.sign(v - square)

@@ -67,7 +67,7 @@ def sheet(study: Study, ask: Ask, exchange: int, shapes: Mapping[str, tuple[int,
 
 
 def weighed(study: Study, sums: Sums, site: str, scale: float) -> Sums:
-    """A site's sums with its update times its share of the weight, and that share beside it; and whether it got worse, where that counts.
+    """A site's sums with its update times its share of the weight, and `weight` (1,), that share; and `worse` (2,), where that counts.
 
     What a local rule says beside an update (SHARED) is weighed as the update is.
     """
@@ -82,7 +82,7 @@ def weighed(study: Study, sums: Sums, site: str, scale: float) -> Sums:
 
 
 def together(sums: Sums, scale: float) -> Sums:
-    """The sums of all, with the update as their mean by weight."""
+    """The sums of all, each of its shape, with the update as their mean by weight. Raises UpdateRejected where no update has any."""
     if "delta" not in sums:
         return sums
     weight = float(sums["weight"][0])
@@ -108,7 +108,11 @@ def share(study: Study, site: str, rows: float) -> float:
 
 
 def scale(study: Study, statistics: Mapping[str, Array]) -> float:
-    """By what shares are divided before they leave, so that no clipped number holds more than one site's part: public."""
+    """By what shares are divided before they leave, so that no clipped number holds more than one site's part: public.
+
+    Args:
+        statistics: of which `rows` (1,) is read, where patients count.
+    """
     match study.weights:
         case "patients":
             return float(statistics["rows"][0]) if "rows" in statistics else UNKNOWN

@@ -16,7 +16,7 @@ class Champion:
     """The model that a challenger must beat: it is scored beside it, on the same rows at the same visit."""
 
     round: int
-    theta: Vector
+    theta: Vector  # (size,)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RunState:
     study: str  # digest of the protocol
     round: int
     exchange: int
-    theta: Vector
+    theta: Vector  # (size,)
     memory: Mapping[str, Vector]  # of the server optimiser, and of a combining rule that has one
     statistics: Mapping[str, Array]  # empty until round 0 has closed
     work: Mapping[str, Array] = field(default_factory=dict[str, Array])

@@ -118,7 +118,7 @@ class Averaging(Frozen):
 class Exact(Frozen):
     """Sums over patients, exchanged until what is fitted to them moves no more: the fit to all patients in one place.
 
-    `tolerance`: of the relative change at which it is done; `exchanges`: of a round at most.
+    `tolerance`: of the relative change at which it is done; `exchanges`: of a round at most. No paper: each model names that of its fit.
     """
 
     preset: Literal["exact"]

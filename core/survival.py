@@ -108,6 +108,9 @@ def log_rank_sums(counts: Array) -> tuple[Vector, Array]:
 def log_rank(difference: Vector, covariance: Array) -> ChiSquared | None:
     """Whether survival differs between groups, from what `log_rank_sums` gave, added up; None where the data cannot tell.
 
+    Args:
+        difference, covariance: (groups,) and (groups, groups).
+
     The groups' differences add up to 0, so that one of them is left out, and so is a group of which nobody was ever at risk.
     """
     from scipy.stats import chi2
@@ -145,7 +148,7 @@ def concordance(histogram: Array) -> tuple[float, float] | None:
 
 
 def score_bins(score: Array, bins: int) -> NDArray[np.intp]:
-    """In which of equal bins each linear predictor lies, by 1 / (1 + exp(-1.702 score)): public, and in the order of the scores.
+    """(n,) in which of equal bins each linear predictor (n,) lies, by 1 / (1 + exp(-1.702 score)): public, and in the order of the scores.
 
     That is nearly the normal law, so that scores which spread by about 1 fill the bins alike.
     """
@@ -157,6 +160,9 @@ def score_bins(score: Array, bins: int) -> NDArray[np.intp]:
 
 def pairs_in_order(score: Array, y: Array) -> tuple[float, float]:
     """Of the pairs that `concordance` compares, among these rows alone and without bins: how many are in order (ties a half), and how many are.
+
+    Args:
+        score, y: (n,) linear predictors, and (n,) ±1 … ±K.
 
     >>> pairs_in_order(np.array([2.0, 1.0, 1.0]), np.array([1.0, 2.0, -2.0]))
     (2.5, 3.0)

@@ -41,7 +41,7 @@ class Table:
         return next((len(column) for column in self.columns.values()), 0)
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Table:
-        """The rows that `index` names, in its order, or those where it is true."""
+        """The rows that `index` (k,) names, in its order, or those where it (n,) is true."""
         written = {name: cells[index] for name, cells in self.written.items()}
         return Table({name: column[index] for name, column in self.columns.items()}, written)
 

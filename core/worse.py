@@ -44,7 +44,7 @@ class Worse(NamedTuple):
 
 
 def answered(sums: Sums, margin: float) -> Array:
-    """[1 if this site got worse, 1 if it compared], from its `[n, Σd, Σd²]` as they may leave: what is withheld counts for nothing.
+    """[1 if this site got worse, 1 if it compared], from its `[n, Σd, Σd²]` (3,) as they may leave: what is withheld counts for nothing.
 
     >>> answered({"paired": np.array([10.0, 0.6, 0.1])}, 0.05).tolist()
     [1.0, 1.0]
@@ -54,7 +54,7 @@ def answered(sums: Sums, margin: float) -> Array:
 
 
 def counted(sums: Array, margin: float, heard: int) -> Worse:
-    """The count of all that were heard. Raises UpdateRejected where yeses and noes of so many sites cannot add up to it."""
+    """The count (2,) of all that were heard. Raises UpdateRejected where yeses and noes of so many sites cannot add up to it."""
     worse, compared = (float(value) for value in sums)
     if not (0 <= worse <= compared <= heard and worse.is_integer() and compared.is_integer()):
         raise UpdateRejected(

@@ -114,13 +114,13 @@ class Growth:
         return self.columns + (self.task == "regression")
 
     def start(self, theta: Vector, facts: Mapping[str, Array]) -> Mapping[str, Array]:
-        """The first grid."""
+        """The first grid: `turn` (2,), `edges` (counted, CELLS - 1), `unit` (1,) and the `forest` that came in (size,)."""
         del facts
         begun = np.array([-float(PASSES), 0.0])
         return {"turn": begun, "edges": quantiles.grid(self.counted), "unit": np.ones(1), "forest": theta}
 
     def sums(self, asked: Payload, memory: SiteState, rows: Rows) -> tuple[SiteState, Sums]:
-        """`counts` (counted, CELLS) and, of the last pass, `outcome`; or the `branches` of a level."""
+        """`counts` (counted, CELLS) and, of the last pass, `outcome` (1 + k,); or the `branches` of a level."""
         turn = int(asked["turn"][0])
         if turn >= 0:
             return branches(asked, memory, rows, self.task, self.forest, self.options.bins)
@@ -131,7 +131,7 @@ class Growth:
         return memory, found
 
     def solve(self, work: Mapping[str, Array], totals: Sums) -> Solved:
-        """Finer cells, then bins, then a level of splits a time."""
+        """Finer cells, then bins, then a level of splits a time; totals as `shapes` states. Raises NoFit where the first tree has no split."""
         turn, level = (int(number) for number in work["turn"])
         theta = work["forest"]
         if turn < 0 and self.forest.grown(theta) == self.forest.most:
@@ -236,6 +236,7 @@ def deeper(
     Of splits that gain the same the one by the first column is taken, and of its bins the lowest.
 
     Args:
+        theta: (size,) the forest so far.
         edges: (columns, bins - 1) of bins.
         sums: (k 2^level, columns, bins, 3) gradients, Hessians and rows, over all sites.
     """

@@ -78,12 +78,12 @@ def branches(
 
 
 def rounded(numbers: Array) -> Array:
-    """The numbers on the public grid."""
+    """The numbers on the public grid, whatever their shape."""
     return np.rint(numbers / STEP) * STEP
 
 
 def slopes(task: Task, scores: Array, y: Array, weight: Array | None, unit: float) -> Array:
-    """(n, k, 2) gradient and Hessian of each row's loss by its scores (n, k), on the grid.
+    """(n, k, 2) gradient and Hessian of each row's loss by its scores (n, k), on the grid; y and weight (n,).
 
     Half the squared error in units of `unit`, or the log-loss: Friedman (2001), eq. 12, 17 and 31, with the diagonal of the Hessian.
     """

@@ -61,7 +61,7 @@ class Cox(Kind):
         return cox(width, classes)
 
     def exact(self, study: Study, columns: tuple[str, ...], family: Family) -> Exact:
-        """Newton's method by sums over the risk sets."""
+        """Newton's method by sums over the risk sets. Raises StudyError where the study has case weights."""
         assert isinstance(study.algorithm, Settings)
         if getattr(study, "case_weights", None):
             raise StudyError(

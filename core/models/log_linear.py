@@ -38,7 +38,7 @@ class Poisson(Kind):
         return glm.regression(glm.poisson(), study, columns, family, self.l2)
 
     def impossible(self, y: Array) -> str:
-        """Counts are 0 or more."""
+        """Counts (n,) are 0 or more."""
         return "0 or more" if (y < 0).any() else ""
 
 
@@ -63,7 +63,7 @@ class Gamma(Kind):
         return glm.regression(glm.gamma(), study, columns, family, self.l2)
 
     def impossible(self, y: Array) -> str:
-        """Only what is above 0 has a logarithm."""
+        """Only what is above 0 has a logarithm, of targets (n,)."""
         return "above 0" if (y <= 0).any() else ""
 
 

@@ -47,7 +47,7 @@ class NegativeBinomial(Kind):
         return overdispersed_counts(columns, study.algorithm, self.l2, study.grain)
 
     def impossible(self, y: Array) -> str:
-        """Counts, and none beyond what is summed up to."""
+        """Counts (n,), and none beyond what is summed up to."""
         known = y[~np.isnan(y)]
         counts = ((known >= 0) & (known == np.floor(known)) & (known <= MOST)).all()
         return "" if counts else f"whole numbers from 0 to {MOST:,}"

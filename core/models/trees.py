@@ -52,18 +52,18 @@ class Forest:
         return Layout(shapes | {"value": (*trees, 2 * inner + 1)})
 
     def empty(self) -> Vector:
-        """A forest without trees."""
+        """A forest without trees, (size,) of the layout."""
         theta = np.zeros(self.layout.size)
         self.layout.split(theta)["column"][:] = -1.0
         return theta
 
     def grown(self, theta: Vector) -> int:
-        """How many turns have trees: each has a split in one of its k at least."""
+        """How many turns of theta (size,) have trees: each has a split in one of its k at least."""
         bare = (self.layout.split(theta)["column"][:, :, 0] < 0).all(axis=1)
         return int(np.argmax(bare)) if bare.any() else self.most
 
     def until(self, theta: Vector, turn: int, level: int) -> Vector:
-        """The forest as it was when a turn had so many levels of splits: the later ones erased."""
+        """The forest (size,) as it was when a turn had so many levels of splits: the later ones erased."""
         earlier = theta.copy()
         parts, inner = self.layout.split(earlier), 2**level - 1
         for name, blank, kept in (("column", -1.0, inner), ("threshold", 0.0, inner), ("value", 0.0, 2 * inner + 1)):
@@ -72,7 +72,7 @@ class Forest:
         return earlier
 
     def moved(self, theta: Vector, turn: int, output: int, X: Array, node: Places) -> Places:
-        """Where rows at `node` (n,) of a tree are one level further down; those in a leaf stay."""
+        """(n,) where rows X (n, columns) at `node` (n,) of a tree are one level further down; those in a leaf stay."""
         parts, leaves = self.layout.split(theta), np.full(2**self.depth, -1.0)
         column = np.concatenate([parts["column"][turn, output], leaves])[node].astype(np.intp)
         threshold = np.concatenate([parts["threshold"][turn, output], leaves])[node]
@@ -80,14 +80,14 @@ class Forest:
         return np.where(column < 0, node, 2 * node + 1 + (cell > threshold))
 
     def node(self, theta: Vector, turn: int, output: int, X: Array, level: int) -> Places:
-        """(n,) where rows are in a tree after so many levels."""
+        """(n,) where rows X (n, columns) are in a tree after so many levels."""
         node = np.zeros(len(X), np.intp)
         for _ in range(level):
             node = self.moved(theta, turn, output, X, node)
         return node
 
     def scores(self, theta: Vector, X: Array, turns: int) -> Array:
-        """(n, k) the sum of the first `turns` trees of each output."""
+        """(n, k) the sum of the first `turns` trees of each output, of rows X (n, columns)."""
         parts = self.layout.split(theta)
         scores = np.tile(parts["base"], (len(X), 1))
         for turn in range(turns):

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from fedrounds.core.errors import StudyError, UpdateRejected
 
-Residues = NDArray[np.uint64]
-Digits = NDArray[np.int64]
+Residues = NDArray[np.uint64]  # (chunks, 2, DEGREE) of numbers, (2, 2, DEGREE) of a public key
+Digits = NDArray[np.int64]  # (size,) numbers
 
 DEGREE = (
     8192  # with 120 bits of modulus, of 218 that the homomorphic encryption standard allows for 128 bits of security
@@ -60,7 +60,7 @@ def require(sites: int) -> None:
 
 
 def cipher_shape(size: int) -> tuple[int, int, int]:
-    """The shape of so many numbers under encryption."""
+    """The shape of so many numbers under encryption: (chunks, 2, DEGREE)."""
     return -(-size // SLOTS), 2, DEGREE
 
 
@@ -76,7 +76,7 @@ def new_key() -> tuple[bytes, Residues]:
 
 
 def encrypt(public: Residues, digits: Digits) -> Residues:
-    """Whole numbers under a public key.
+    """Whole numbers (size,) under a public key (2, 2, DEGREE): of shape `cipher_shape(size)`.
 
     Guarantees:
         * the same numbers never give the same residues.
@@ -93,7 +93,7 @@ def encrypt(public: Residues, digits: Digits) -> Residues:
 
 
 def add(total: Residues, more: Residues) -> None:
-    """Add another's numbers to a total, in place, both under the same key."""
+    """Add another's numbers to a total, in place, both (chunks, 2, DEGREE) under the same key."""
     for chunk, other in zip(total, more, strict=True):  # they stay in the processor's cache
         chunk += other
         np.minimum(
@@ -116,7 +116,7 @@ def check(cipher: Residues, size: int) -> None:
 
 
 def decrypt(secret: bytes, cipher: Residues, size: int, most: int = LARGEST) -> Digits:
-    """The numbers, whole ones again.
+    """The numbers (size,), whole ones again.
 
     Args:
         most: the largest that a number can be.

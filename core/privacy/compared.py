@@ -6,7 +6,7 @@ Of each validation patient d = loss(version) - loss(champion) is cut to [-c, c].
 
 and releases it once, by a discrete Gaussian (`noise.Gaussian`); under masks sites make that noise together (`noised.Noised`). n and the squares
 weigh less than Σ x, so they get more of the noise: it is Σ x that decides. What is folded is [n, Σd, Σd²] and the variances of the noise in
-each, which add up over sites as the sums do.
+each, which add up over sites as the sums do. No paper: the release is `noise.Gaussian` (Canonne, Kamath and Steinke 2020), the vector our own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def vector(losses: Array, others: Array, clip: float) -> Vector:
 
 
 def sums(found: Vector, clip: float) -> Vector:
-    """`[n, Σd, Σd²]` of a vector, or of a sum of some.
+    """(3,) `[n, Σd, Σd²]` of a vector (3,), or of a sum of some.
 
     >>> sums(vector(np.array([1.0, 9.0]), np.array([0.5, 0.0]), 1.0), 1.0).tolist()
     [2.0, 1.5, 1.25]
@@ -83,6 +83,8 @@ def comparing(
     Guarantees:
         * a version is compared once `scores.every` rounds, so no schedule releases more than is accounted for;
         * without a champion nothing is computed of the rows, and the first version that is due becomes champion for nothing.
+
+    Raises UpdateRejected, when asked, in any exchange but the first.
     """
     model = (family.layout.size,)
 

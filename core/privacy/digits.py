@@ -25,7 +25,7 @@ def size(layout: Layout) -> int:
 
 
 def split(words: Words) -> Digits:
-    """Words as numbers: of each array one after another, its limbs of lowest value first.
+    """Words as numbers (size of their layout,): of each array one after another, its limbs of lowest value first.
 
     >>> split({"a": np.array([65535, 2], np.uint16), "b": np.array([2**64 - 1, 2**22], np.uint64)}).tolist()
     [-1, 2, -1, 0, 0, 1, 0, 0]
@@ -42,7 +42,7 @@ def split(words: Words) -> Digits:
 
 
 def join(digits: Digits, layout: Layout) -> dict[str, Any]:
-    """The words again, from numbers or from sums of them.
+    """The words again, each array (length,) of its type, from numbers (size of the layout,) or from sums of them.
 
     Guarantees:
         * the words of a sum of numbers are the sum of the words, modulo 2^16, 2^32 or 2^64.

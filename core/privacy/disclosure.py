@@ -1,4 +1,4 @@
-"""Small counts stay at the site: the one place where a reply's sums are thinned before they leave."""
+"""Small counts stay at the site: the one place where a reply's sums are thinned before they leave. No paper: rules of our own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MERGED = -1.0  # in a histogram: this cell's rows are counted with those of the 
 def withhold(
     sums: Sums, minimum: int, scores: bool = True, fine: bool = True, alone: bool = True, by_time: bool = False
 ) -> Sums:
-    """The sums without what is about fewer than `minimum` patients.
+    """The sums without what is about fewer than `minimum` patients, each of its shape.
 
     Args:
         scores: whether scores of a model at this site may leave; if not, they leave as of no rows.
@@ -109,7 +109,7 @@ def _cells(sums: Sums, by_time: bool) -> list[Array]:
 
 
 def whole_or_not(histogram: Array, minimum: int) -> Array:
-    """A histogram by intervals of time, or none of it where some cell has 1 to `minimum` - 1 rows.
+    """A histogram (intervals, 2, bins) by intervals of time, or none of it where some cell has 1 to `minimum` - 1 rows.
 
     Merging bins differently in each interval would reorder patients of different intervals, by more than the bound beside a concordance.
 

@@ -42,6 +42,8 @@ def descend(clipped: Clipped, penalty: Vector, how: Descent, theta: Vector, X: A
 
     Args:
         penalty: (parameters,) l2 where it applies, 0 elsewhere: what is added to the gradient needs no noise.
+        theta: (parameters,) to begin with; it is not written to.
+        X, y: (n, columns) and (n,).
 
     Guarantees:
         * every step draws its patients anew, each by itself;

@@ -110,7 +110,7 @@ class Epoch:
         return _holders(self.members, self.digest, degree(len(self.members), self.roster))
 
     def fields(self) -> Fields:
-        """The epoch as the arrays of a message."""
+        """The epoch as the arrays of a message, each of the shape that it has here."""
         return {
             "epoch": as_word(self.number),
             "roster": as_word(self.roster),
@@ -124,6 +124,9 @@ class Epoch:
 
 def epoch_of(study: str, number: int, keys: Iterable[tuple[str, Fields]], roster: Mapping[str, bytes]) -> Epoch:
     """Put the members' keys together, in name order.
+
+    Args:
+        keys: member -> what `secagg.make_keys` gave.
 
     Raises:
         UpdateRejected: a key is signed by nobody whom the roster names, or there are too few members.
@@ -184,7 +187,7 @@ def verify(epoch: Epoch, roster: Mapping[str, bytes]) -> None:
 
 
 def signed_by(study: str, number: int, site: str, keys: Fields, roster: Mapping[str, bytes]) -> None:
-    """Raise UpdateRejected unless a member's answer holds keys that it signed for this epoch, under this roster, none of them weak."""
+    """Raise UpdateRejected unless a member's answer holds keys (batch, 32) that it signed for this epoch, under this roster, none of them weak."""
     parts = keys["mask_keys"], keys["seal_keys"], keys["signature"]
     _signed(study, number, site, *parts, roster.get(site, b""), roster_digest(roster))
 
@@ -216,23 +219,23 @@ def roster_digest(roster: Mapping[str, bytes]) -> bytes:
 
 
 def words_of_keys(study: str, number: int, site: str, mask_keys: Bytes, seal_keys: Bytes, agreed: bytes) -> bytes:
-    """What a member signs when it makes keys: that they are for this epoch, and by the digest of which roster it goes."""
+    """What a member signs when it makes keys (batch, 32): that they are for this epoch, and by the digest of which roster it goes."""
     head = f"fedrounds keys\0{study}\0{number}\0{site}\0".encode()
     return head + sha256(mask_keys.tobytes() + seal_keys.tobytes()).digest() + agreed
 
 
 def as_bytes(data: bytes) -> Bytes:
-    """Bytes as an array of a message."""
+    """Bytes as an array of a message, (length,)."""
     return np.frombuffer(data, np.uint8)
 
 
 def as_word(value: int, size: int = 8) -> Bytes:
-    """A number as so many bytes of a message."""
+    """A number as so many bytes of a message, (size,), the lowest first."""
     return as_bytes(value.to_bytes(size, "little"))
 
 
 def as_number(array: Bytes) -> int:
-    """The number in bytes of a message, of whatever size."""
+    """The number in bytes (size,) of a message, of whatever size."""
     return int.from_bytes(array.tobytes(), "little")
 
 

@@ -31,8 +31,8 @@ class Grid:
     """How one array travels.
 
     Args:
-        bound: the largest number, or one for each element of the array; above 0. With words of 64 bits and a power of two, a step is a
-            power of two as well: then counts, and whatever is a whole number of steps, arrive exactly.
+        bound: () the largest number, or one for each element of the array, of its shape; above 0. With words of 64 bits and a power
+            of two, a step is a power of two as well: then counts, and whatever is a whole number of steps, arrive exactly.
         bits: of a word.
         clip: whether what is beyond the bound is clipped; if not, it is refused.
     """
@@ -51,11 +51,11 @@ class Grid:
         return most if self.bits < 64 else 1 << (min(most, EXACT).bit_length() - 1)
 
     def step(self, sites: int) -> Array:
-        """The width of a step: a number moves by at most half of it."""
+        """The width of a step, of the bound's shape: a number moves by at most half of it."""
         return self.bound / self.levels(sites)
 
     def words(self, name: str, numbers: Array, sites: int) -> tuple[Unsigned, int]:
-        """The numbers as words, and how many were clipped.
+        """The numbers as words, of the same shape, and how many were clipped.
 
         Raises:
             UpdateRejected: a number is not finite, or beyond a bound that does not clip.
@@ -80,7 +80,7 @@ class Grid:
         return found.view(WORD[self.bits]).reshape(numbers.shape), clipped
 
     def numbers(self, words: Unsigned, sites: int) -> Array:
-        """The sum of so many sites' numbers, from the sum of their words.
+        """The sum of so many sites' numbers, from the sum of their words, of the same shape.
 
         >>> grid = Grid(np.array(1.0), bits=16)
         >>> a, b = (grid.words("x", np.array([x]), 2)[0] for x in (0.25, -1.0))

@@ -5,7 +5,8 @@
     (sums)  protect    everybody: its numbers under encryption, a tag over them, a signature over both
     open    disclose   the holder: the sum, once it has seen that it is one
 
-The holder is one of the sites, or a third party that is a member and has no rows (`settings.Ckks.holder`).
+The holder is one of the sites, or a third party that is a member and has no rows (`settings.Ckks.holder`). No paper: the protocol is our own,
+its parts are those of `ckks.py` (Cheon et al. 2017) and `tag.py` (Agrawal and Boneh 2009).
 
 Guarantees, against a coordinator that does what it likes, but has no member with it:
     * it learns sums alone: all else is under a key that it does not have;
@@ -65,7 +66,7 @@ class Key:
     number: int
     members: tuple[str, ...]
     publics: Bytes  # (n, 32)
-    public: Residues
+    public: Residues  # (2, 2, DEGREE)
     sealed: Bytes  # (n, SEALED)
     signature: bytes
 
@@ -79,7 +80,7 @@ class Key:
 def make_key(
     safe: Safe, key: bytes, study: str, site: str, number: int, roster: Mapping[str, bytes]
 ) -> tuple[Safe, dict[str, Bytes]]:
-    """A fresh key of this site for an epoch, signed.
+    """A fresh key of this site for an epoch: public (32,), signature (64,).
 
     Guarantees:
         * an epoch's number is answered once, and only a higher one; what was secret in older epochs is gone with it.
@@ -179,7 +180,7 @@ def protect(
     subject: str,
     digits: Digits,
 ) -> dict[str, Bytes | Residues]:
-    """This site's numbers under encryption, tagged and signed.
+    """This site's numbers (size,) under encryption: cipher (chunks, 2, DEGREE), tag (ROWS,), signature (64,).
 
     Args:
         epoch: verified.
@@ -216,7 +217,7 @@ def heard(
     site: str, announced: bytes, subject: str, cipher: Residues, mark: tag.Tag, signature: bytes, size: int,
     roster: Mapping[str, bytes],
 ) -> bytes:  # fmt: skip
-    """The digest of a site's residues, if they are some and it signed for them. Raises UpdateRejected otherwise."""
+    """The digest of a site's residues (chunks, 2, DEGREE), if they are some and it signed for them. Raises UpdateRejected otherwise."""
     ckks.check(cipher, size)
     digest = digest_of(cipher)
     _signed(site, announced, subject, digest, mark.tobytes(), signature, roster)
@@ -235,11 +236,11 @@ def disclose(
     roster: Mapping[str, bytes],
     least: int,
 ) -> tuple[Safe, Digits, bytes]:
-    """Open a sum: its numbers, and this site's signature over them.
+    """Open a sum: its numbers (size,), and this site's signature over them.
 
     Args:
         parts: site -> digest of its residues, its tag, its signature over both.
-        total: the sum, as the coordinator made it.
+        total: (chunks, 2, DEGREE) the sum, as the coordinator made it.
 
     Guarantees:
         * never of fewer than `least` sites, three or more, each on the roster and each with its own signature for this announcement;
@@ -291,7 +292,7 @@ def words_of_upload(announced: bytes, subject: str, site: str, digest: bytes, ma
 
 
 def words_of_sum(announced: bytes, site: str, whose: bytes, digits: Digits) -> bytes:
-    """What the holder signs when it has opened a sum."""
+    """What the holder signs when it has opened a sum, its numbers (size,)."""
     return b"fedrounds ckks sum\0" + announced + whose + sha256(digits.tobytes()).digest() + site.encode()
 
 
@@ -301,7 +302,7 @@ def digest_of_sites(sites: Iterable[str]) -> bytes:
 
 
 def digest_of(cipher: Residues) -> bytes:
-    """SHA-256 of residues."""
+    """SHA-256 of residues (chunks, 2, DEGREE)."""
     return sha256(np.ascontiguousarray(cipher).data).digest()
 
 

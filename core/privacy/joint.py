@@ -42,6 +42,8 @@ def grids(study: Study, ask: Ask, shapes: Mapping[str, tuple[int, ...]]) -> dict
 
     Guarantees:
         * all that is made of rows is noised; the weight beside an update is the study's own.
+
+    Raises UpdateRejected where a sum is none of these.
     """
     dp, masked = study.privacy.dp, study.masked
     assert dp is not None
@@ -77,7 +79,7 @@ def _counts(study: Study, dp: Differential | Hospitals, size: int) -> Gaussian:
 
 
 def surplus(dp: Differential, sums: Sums) -> float:
-    """How many times the variance that is accounted for is in a sum, from who was heard of whom."""
+    """How many times the variance that is accounted for is in a sum, from who was heard of whom: `heard` (2,)."""
     heard, sites = (int(number) for number in sums[HEARD])
     return heard / honest(sites, dp.colluders)
 
@@ -87,6 +89,8 @@ def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
 
     Guarantees:
         * where a hospital is protected, it sends means over its own rows: as long as one patient's part at most.
+
+    Raises UpdateRejected, when asked, in any exchange but the first.
     """
     whole = isinstance(dp, Hospitals)
     apart = private.statistics(study, dp)
@@ -115,7 +119,7 @@ def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
 def training(
     study: Study, dp: Differential, family: Family, server: ServerStep, agreed: Mapping[str, tuple[int, ...]]
 ) -> Algorithm:
-    """A round of `dp.steps` exchanges."""
+    """A round of `dp.steps` exchanges (Abadi et al. 2016, algorithm 1). Raises UpdateRejected, when asked, in any after them."""
     size, rate = family.layout.size, study.averaging.local.rate
     clipped = clipping(study.model, family.layout, study.target.kind, dp.clip)
     penalty = study.model.penalty * family.penalised

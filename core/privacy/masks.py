@@ -64,7 +64,7 @@ def public_half(private: bytes) -> bytes:
 
 
 def mask(words: Words, seeds: Iterable[tuple[bytes, Sign]]) -> None:
-    """Add the stream of every seed to the words, or take it away, in place.
+    """Add the stream of every seed to the words, arrays of any shape, or take it away, in place.
 
     Guarantees:
         * what one call adds another takes away exactly, whatever the words: the arithmetic is modulo 2^16, 2^32 or 2^64;

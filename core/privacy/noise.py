@@ -45,7 +45,7 @@ class Bits:
         return np.frombuffer(self._stream.update(bytes(8 * count)), "<u8")
 
     def chosen(self, rate: float, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """True with probability `rate` each, rounded down to a multiple of 2^-64: Poisson sampling.
+        """Of this shape: True with probability `rate` each, rounded down to a multiple of 2^-64: Poisson sampling.
 
         Guarantees:
             * each is drawn by itself; the rate is never above the one that is accounted for.
@@ -55,7 +55,7 @@ class Bits:
 
 
 def discrete_gaussian(sigma: float, count: int, bits: Bits) -> Whole:
-    """Independent draws.
+    """Independent draws, (count,).
 
     Args:
         sigma: in steps, 1 to 65 536. The variance of the draws is σ² to 1e-7 of it and less from σ = 1 on.
@@ -175,5 +175,5 @@ class Gaussian:
         return discrete_gaussian(self.sigma, times * self.size, bits).reshape(times, self.size)
 
     def grid(self, vector: Array, noise: Whole) -> Vector:
-        """The vector rounded to whole steps, plus noise in steps, in its own units again."""
+        """The vector (size,) rounded to whole steps, plus noise (size,) in steps, in its own units again."""
         return np.multiply(np.rint(vector / self.step) + noise, self.step, dtype=np.float64)

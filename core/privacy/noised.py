@@ -91,7 +91,7 @@ class Noised(Grid):
         return sigma
 
     def step(self, sites: int) -> Array:
-        """The mechanism's, however many sites there are."""
+        """The mechanism's, of shape (), however many sites there are."""
         del sites
         return np.array(self.mechanism.step)
 
@@ -100,7 +100,7 @@ class Noised(Grid):
         return self.mechanism.deviation * sqrt(heard / honest(sites, self.colluders))
 
     def words(self, name: str, numbers: Array, sites: int) -> tuple[Unsigned, int]:
-        """The numbers with noise, as words.
+        """The numbers with noise, as words of the same shape, and 0: what was clipped is not counted.
 
         Raises:
             UpdateRejected: a number is not finite, or the word is too narrow for what sites may add up to.

@@ -48,7 +48,7 @@ class Scores(Frozen):
 
 
 class Differential(Frozen):
-    """Differential privacy: neighbours are two sites of which one has one patient (one row) more.
+    """Differential privacy: neighbours are two sites of which one has one patient (one row) more (Dwork et al. 2006).
 
     Args:
         unit: who is protected; there is no default.

@@ -54,7 +54,7 @@ def events(study: Study, ask: str, champion: bool = False) -> tuple[Event, ...]:
 
 
 def only_noised(study: Study, ask: Ask, sums: Sums) -> Sums:
-    """The sums as they are, at the wall.
+    """The sums as they are, each of its shape, at the wall.
 
     Guarantees:
         * under differential privacy nothing leaves but what was made with noise and is charged, whatever an algorithm hands over. (Under
@@ -92,6 +92,8 @@ def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
     Guarantees:
         * numbers are clipped to the dictionary's ranges, never to the data's;
         * a patient moves the vector by at most `sensitivity`.
+
+    Source: `noise.Gaussian` (Canonne, Kamath and Steinke 2020); what the vector is made of is our own.
     """
     size = 1 + sum(shares_of(feature) for feature in study.features)
 
@@ -117,7 +119,7 @@ def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
 
 
 def vector(values: Array, study: Study) -> Vector:
-    """Rows, and what each feature adds; values (n, features)."""
+    """(1 + shares of each feature,) rows, and what each feature adds; values (n, features)."""
     parts: list[Array] = [np.array([float(len(values))])]
     for j, feature in enumerate(study.features):
         known = values[~np.isnan(values[:, j]), j]
@@ -140,6 +142,7 @@ def agreed(total: Vector, study: Study, noise: float = 0.0) -> dict[str, Array]:
     """What to impute, centre and scale by. All of it is made from noised sums, so it may be worked on at will.
 
     Args:
+        total: (1 + shares of each feature,) as `vector` gives it, of all sites.
         noise: standard deviation of what is in each number of `total`. A variance that drowns in it is taken to be as large as it is: a
             feature divided by too small a number would swamp all others.
     """

@@ -88,7 +88,7 @@ class Vault:
 def make_keys(
     vault: Vault, key: bytes, study: str, site: str, number: int, batch: int, roster: Mapping[str, bytes]
 ) -> tuple[Vault, Fields]:
-    """Fresh keys for an epoch, signed.
+    """Fresh keys for an epoch: mask_keys and seal_keys (batch, 32), signature (64,).
 
     Args:
         key: the site's Ed25519 private key.
@@ -167,10 +167,10 @@ def deal(vault: Vault, key: bytes, site: str, epoch: Epoch, roster: Mapping[str,
 def protect(
     vault: Vault, key: bytes, site: str, words: Words, announced: bytes, index: int, members: Sequence[str]
 ) -> tuple[Vault, dict[str, Unsigned]]:
-    """Mask the words that this site adds to the sum.
+    """Mask the words that this site adds to the sum: they come back, with a signature (64,) over them.
 
     Args:
-        words: they are masked in place.
+        words: as the sheet's `layout` has them; they are masked in place.
         announced: SHA-256 of the request: what is asked, of whom, about which model. Sites that were told different things get masks
             that do not cancel.
         members: who is asked, in name order.
@@ -215,7 +215,7 @@ def agree(
     uploads: Mapping[str, tuple[bytes, bytes]],
     roster: Mapping[str, bytes],
 ) -> tuple[Vault, Fields]:
-    """Sign for the survivors: those whose words were heard.
+    """Sign for the survivors, those whose words were heard: signature (64,).
 
     Args:
         uploads: survivor -> SHA-256 of its masked words, and its signature over them.
@@ -345,12 +345,12 @@ def mark(share: bytes) -> bytes:
 
 
 def words_of_shares(epoch: Epoch, site: str, sealed: Bytes, marks: Bytes) -> bytes:
-    """What a member signs when it deals."""
+    """What a member signs when it deals: sealed (batch, holders, 148) and marks (batch, holders, 2, 16)."""
     return b"fedrounds shares\0" + epoch.digest + site.encode() + sha256(sealed.tobytes() + marks.tobytes()).digest()
 
 
 def digest_of_words(words: Words) -> bytes:
-    """SHA-256 of masked words: names, types and every byte."""
+    """SHA-256 of masked words, arrays of any shape: names, types and every byte."""
     sha = sha256()
     for name, array in words.items():
         sha.update(name.encode() + b"\0" + array.dtype.str.encode())

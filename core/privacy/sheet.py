@@ -29,14 +29,14 @@ class Sheet:
     shapes: Mapping[str, tuple[int, ...]]
 
     def layout(self) -> Mapping[str, tuple[int, str]]:
-        """Length and type of each array of words."""
+        """Length and type of each array of words, (length,)."""
         sizes = {name: prod(self.shapes[name]) for name in self.grids}
         rest = sum(size for name, size in sizes.items() if name != "delta")
         found = {"words.delta": (sizes["delta"], f"<u{self.grids['delta'].bits // 8}")} if "delta" in sizes else {}
         return {**found, "words.sums": (rest + 1, "<u8")}
 
     def words(self, sums: Sums, sites: int) -> dict[str, Any]:
-        """The sums of one of so many sites as words; the last one counts what was clipped.
+        """The sums of one of so many sites as words, as `layout` has them; the last one counts what was clipped.
 
         Raises UpdateRejected where a sum is beyond its grid.
         """
@@ -57,6 +57,9 @@ class Sheet:
         """Raise UpdateRejected where a sum is beyond what so many sites can have sent, each within its bound: |sum| <= heard * bound.
 
         Words of 16 and 32 bits hold little more than that, so there it is the word that bounds the sum; of 64 bits hold far more.
+
+        Args:
+            words: of the sum, as `layout` has them.
         """
         for name, grid, part in self._parts(words):
             steps, most = part.view(SIGNED[grid.bits]), heard * grid.levels(sites)
@@ -66,7 +69,7 @@ class Sheet:
                 )
 
     def sums(self, words: Words, sites: int) -> tuple[dict[str, Array], int]:
-        """The sums of all, from the sum of their words, and how many numbers were clipped."""
+        """The sums of all, of their `shapes`, from the sum of their words, and how many numbers were clipped."""
         found = {name: grid.numbers(part, sites).reshape(self.shapes[name]) for name, grid, part in self._parts(words)}
         return found, int(words["words.sums"][-1])
 

@@ -49,7 +49,7 @@ def mechanism(dp: Differential, columns: int) -> Gaussian:
 
 
 def vector(X: Array, y: Array, clip: float, low: float, high: float) -> Vector:
-    """The two sums of a site's rows.
+    """The two sums of a site's rows, (columns (columns + 3) / 2,).
 
     Args:
         X: (n, columns), the ones included.
@@ -75,7 +75,8 @@ def fitted(total: Vector, noise: float, columns: int, dp: Differential, penalty:
     """Parameters (columns,), from the sum of all sites' vectors and the standard deviation of the noise in each of its numbers.
 
     Args:
-        penalty: l2 where it applies, 0 elsewhere.
+        total: (columns (columns + 3) / 2,) as `vector` gives it, added up.
+        penalty: (columns,) l2 where it applies, 0 elsewhere.
     """
     assert dp.target is not None
     low, high = dp.target
@@ -103,12 +104,15 @@ def training(
     """A round: one exchange, one release, one fit.
 
     Args:
+        penalty: (columns,) l2 where it applies, 0 elsewhere.
         together: under masks, from what is known of a sum how many times the noise's variance that is accounted for is in it; noise is then
             made on the way into words.
 
     Guarantees:
         * nothing of the rows leaves but one vector with one draw of noise, whatever model is asked about;
         * every round draws anew: no noise comes from a study's seed.
+
+    Raises UpdateRejected, when asked, in any exchange but the first; and where a site is set to count for less.
     """
     release = mechanism(dp, columns)
     assert dp.target is not None

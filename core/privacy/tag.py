@@ -26,11 +26,11 @@ ROWS = 4
 SMALL = 30  # bits of a row's numbers: each row catches another sum but for a chance of 2^-30
 LIMB = 20  # bits: 2^14 products of 30 and 20 bits fit a word
 PRIME = PRIMES[0]
-Tag = NDArray[np.uint64]
+Tag = NDArray[np.uint64]  # (ROWS,)
 
 
 def of(seed: bytes, pad: bytes, cipher: Residues) -> Tag:
-    """The tag of residues.
+    """The tag (ROWS,) of residues (chunks, 2, DEGREE).
 
     Args:
         seed: 32 bytes of the rows.
@@ -40,7 +40,7 @@ def of(seed: bytes, pad: bytes, cipher: Residues) -> Tag:
 
 
 def holds(seed: bytes, pads: Iterable[bytes], tags: Iterable[Tag], cipher: Residues) -> bool:
-    """Whether residues are the sum of those that were tagged.
+    """Whether residues (chunks, 2, DEGREE) are the sum of those that were tagged, (ROWS,) each.
 
     Guarantees:
         * one site's residues for a sum, a sum with one left out, or one counted twice, does not pass.

@@ -1,4 +1,5 @@
-"""The coordinator's half of secure aggregation (`secagg.py`): who was heard, who has signed, and the sum with every mask taken off."""
+"""The coordinator's half of secure aggregation (`secagg.py`): who was heard, who has signed, and the sum with every mask taken off
+(Bonawitz et al. 2017)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from fedrounds.core.privacy.secagg import (
 
 
 def dealt_by(epoch: Epoch, site: str, fields: Fields, roster: Mapping[str, bytes]) -> None:
-    """Raise UpdateRejected unless the site has signed these shares, for this epoch."""
+    """Raise UpdateRejected unless the site has signed these shares (what `secagg.deal` gave), for this epoch."""
     words = words_of_shares(epoch, site, fields["sealed"], fields["marks"])
     if site not in epoch.members or not identity.sealed(roster[site], words, fields["signature"].tobytes()):
         raise UpdateRejected(f"expected shares signed by '{site}', found others: they were refused")
@@ -31,7 +32,7 @@ def dealt_by(epoch: Epoch, site: str, fields: Fields, roster: Mapping[str, bytes
 def heard(
     epoch: Epoch, announced: bytes, site: str, words: Words, signature: bytes, roster: Mapping[str, bytes]
 ) -> tuple[bytes, bytes]:
-    """The digest of the words and its signature, by which the others know that this site was told the same.
+    """The digest of the words, arrays of any shape, and its signature, by which the others know that this site was told the same.
 
     Raises UpdateRejected unless these words are what the site signed for this announcement.
     """
@@ -64,7 +65,7 @@ def unmask(
     """Take every mask off the sum of the survivors' words, in place.
 
     Args:
-        total: the survivors' words, added up.
+        total: the survivors' words, added up, as the sheet's `layout` has them.
         dealt: member -> what `deal` gave; a share that its dealer's mark does not know is left out.
         opened: member -> its answer to `open`.
 

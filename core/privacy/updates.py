@@ -27,7 +27,7 @@ PACE = 0.2  # η, as the paper recommends
 
 
 def clipped(delta: Vector, clip: float, bit: bool) -> Vector:
-    """A hospital's update in clips, and the bit beside it.
+    """A hospital's update (size,) in clips, and the bit beside it: (size + 1,), or (size,) without `bit`.
 
     Guarantees:
         * at most 1 long, whatever is in it and whatever clip was asked for; one that is not finite is zero;
