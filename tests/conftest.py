@@ -33,6 +33,7 @@ COLD = [
     "test_canary",
     "test_child",
     "test_forked",
+    "test_kill",  # its instants are those of the true program
     "test_later",
     "test_offline",
     "test_prefect_server",
@@ -40,7 +41,7 @@ COLD = [
     "test_routes",
 ]
 # Files whose `fedrounds …` are forked as well, however they are started.
-FORKED = ["test_browser", "test_federated", "test_kill", "test_schedule"]
+FORKED = ["test_browser", "test_federated", "test_schedule"]
 # One, as the product sets it: for matrices as small as these a second one costs more than it does.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATHS = {  # where MLflow's database keeps places on the disk

@@ -62,9 +62,15 @@ class Patient:
 
     def kill_helper(self, module: str, visit: int) -> tuple[int, str]:
         """Run it, and kill -9 one of its helper processes after a visit; gives the exit code and what it said."""
-        process = self.start()
-        self._await(process, lambda: self.visits() >= visit and self.helper(process.pid, module))
-        os.kill(self.helper(process.pid, module), signal.SIGKILL)
+        process, found = self.start(), [0]
+
+        def there() -> bool:
+            found[0] = self.helper(process.pid, module) if self.visits() >= visit else 0
+            return found[0] > 0
+
+        self._await(process, there)
+        assert found[0], f"the run ended before its {module} was there after visit {visit}"
+        os.kill(found[0], signal.SIGKILL)
         _, said = process.communicate(timeout=120)
         self.bury()
         return process.returncode, said
@@ -212,7 +218,7 @@ def test_three_kills_and_a_dead_helper_change_nothing(tmp_path, toy_study):
     assert len(said.splitlines()) == 1
     patient.kill(rng, "start")
     patient.kill(rng, "rounds")
-    code, said = patient.kill_helper(TRACK, visit=patient.visits() + 1)
+    code, said = patient.kill_helper(TRACK, visit=min(patient.visits() + 1, VISITS))
     assert code == 16
     assert said.startswith("fedrounds: helper fedrounds.tasks.track ended with exit code -9")
     assert len(said.splitlines()) == 1
