@@ -176,6 +176,9 @@ def main() -> None:
                 who, _ = listening.accept()
                 warm = warm or _import()
                 pid = _forked(who)
+                if not pid:
+                    who.close()
+                    continue
                 end = os.pidfd_open(pid)
                 forked[end], asking[who.fileno()] = (pid, who), pid
                 ready.register(end, select.POLLIN)
@@ -195,13 +198,23 @@ def main() -> None:
 
 
 def _forked(who: socket.socket) -> int:
+    """The process that was asked for, 0 where who asked is gone before it has said what for: whoever asks may be killed at any moment."""
     from fedrounds.tasks.forked import _become
 
-    size, fds, _, _ = socket.recv_fds(who, 10, 200)
-    text = b""
-    while len(text) < int(size):
-        text += who.recv(int(size) - len(text))
-    asked = json.loads(text)
+    fds: list[int] = []
+    try:
+        size, fds, _, _ = socket.recv_fds(who, 10, 200)
+        text = b""
+        while len(text) < int(size):
+            got = who.recv(int(size) - len(text))
+            if not got:
+                raise ConnectionError
+            text += got
+        asked = json.loads(text)
+    except (OSError, ValueError):
+        for fd in fds:
+            os.close(fd)
+        return 0
     pid = os.fork()
     if pid == 0:
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, HIGH) for fd in fds]
@@ -210,7 +223,8 @@ def _forked(who: socket.socket) -> int:
         _become(asked["module"], asked["words"], high[:3], asked["env"], asked["keep"], Path(asked["cwd"]))
     for fd in fds:
         os.close(fd)
-    who.sendall(b"%d\n" % pid)
+    with contextlib.suppress(OSError):  # it is gone: the poll will say so, and end what was forked
+        who.sendall(b"%d\n" % pid)
     return pid
 
 
