@@ -1,4 +1,5 @@
-"""A model of its own at each site, beside the one of all. It never leaves: its scores do, on the rows that judge the other, at the same visit.
+"""A model of its own at each site, beside the one of all. Its scores leave, on the rows that judge the other, at the same visit; of the model
+itself nothing does, but for `Layers`, which the site's updates hold.
 
     own = lambda work, theta, memory: ...        # a site's own parameters, of the model that came in and of what the site remembers
     beside(algorithm, own, family, gradient, judge)
@@ -50,7 +51,6 @@ class FineTune(Frozen):
 
     def own(self, layout: Layout) -> Own:
         """theta - rate * gradient, `epochs` times over the rows (Wang et al. 2019, Federated evaluation of on-device personalization)."""
-
         del layout
 
         def model(work: Work, theta: Vector, memory: SiteState) -> Vector:
@@ -63,7 +63,8 @@ class FineTune(Frozen):
 class Layers(Frozen):
     """Some layers are each site's own: it goes on from them, not from the global model's (Arivazhagan et al. 2019; Li et al. 2021, FedBN).
 
-    The update still holds them, so the global model, which is registered and served, has their mean: a layer for a site that has none.
+    The update still holds them, so the global model, which is registered and served, has their mean: a layer for a site that has none. Who sees
+    a site's update therefore sees its layers; masks hide them.
     """
 
     kind: Literal["layers"]
@@ -118,7 +119,7 @@ def beside(algorithm: Algorithm, own: Own, family: Family, gradient: Gradient, j
 
     Guarantees:
         * what the algorithm remembers, sends and makes of it is what it would be without;
-        * of the own model nothing leaves but the two arrays that `judge` gives.
+        * of the own model nothing leaves beside what the algorithm sends but the two arrays that `judge` gives.
 
     Raises UpdateRejected, as replies are folded, where a site scored its own model on other rows than the global one.
     """

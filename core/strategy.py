@@ -97,6 +97,13 @@ class Averaging(Frozen):
         """Whether a site keeps state between rounds."""
         return self.local.remembers or isinstance(self.personal, Layers)
 
+    @property
+    def stays(self) -> str:
+        """How much of a site's own model stays there, as a sentence goes on."""
+        if isinstance(self.personal, Layers):
+            return f"whose own layers ({', '.join(self.personal.layers)}) leave in its updates"
+        return "that never leaves it"
+
     def own(self, layout: Layout) -> Own | None:
         """What makes a site's own model, None where it has none."""
         return self.personal.own(layout) if self.personal else self.local.own()

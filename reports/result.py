@@ -366,8 +366,9 @@ def _personal(of: Evidence) -> str:
     if everywhere is None:
         return ""
     said = (
-        "'Personal' is a model that each hospital trains for itself beside the global one and that never leaves it; 'gain' is how much better it is"
-        f" there. Over all patients who judge, each by their own hospital's, the gain in {NAMES[of.loss]} is {figure(everywhere, 4, signed=True)}"
+        f"'Personal' is a model that each hospital trains for itself beside the global one and {of.study.averaging.stays}; 'gain' is how much"
+        f" better it is there. Over all patients who judge, each by their own hospital's,"
+        f" the gain in {NAMES[of.loss]} is {figure(everywhere, 4, signed=True)}"
     )
     better, worse = sum(gain > 0 for gain in known), sum(gain < 0 for gain in known)
     return (

@@ -53,7 +53,7 @@ READING = (
 )
 
 
-PERSONAL = " *Personal*: a model that the site trains for itself beside the federated one; it never leaves."
+PERSONAL = " *Personal*: a model that the site trains for itself beside the federated one and {stays}."
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def markdown_table(study: Study, visits: Sequence[Any], baselines: Mapping[str, 
         numbers = (line.local, line.federated, line.pooled, *([line.personal] if own else []))
         values = " | ".join("–" if value is None else f"{value:.3f}" for value in numbers)
         rows.append(f"| {line.site} | {shown(line.patients)} | {line.gate.replace('|', '/')} | {values} |")
-    return "\n".join(rows) + f"\n\n{READING}{PERSONAL if own else ''}\n"
+    return "\n".join(rows) + f"\n\n{READING}{PERSONAL.format(stays=study.averaging.stays) if own else ''}\n"
 
 
 def note(study: Study, visits: Sequence[Any], baselines: Mapping[str, Any], standing: Any, place: str = "") -> str:

@@ -636,3 +636,9 @@ def test_a_cluster_that_would_lose_layers_of_a_sites_own_is_refused_as_ditto_is(
     assert study(layered("hidden_1"), **NETWORK).averaging.remembers
     assert study(ditto()).averaging.remembers
     assert not study(fedavg(personal=TUNED)).averaging.remembers
+
+
+def test_who_reads_is_told_whether_a_sites_own_model_stays_there():
+    for algorithm in (ditto(), fedavg(personal=TUNED)):
+        assert study(algorithm).averaging.stays == "that never leaves it"
+    assert study(layered("output"), **NETWORK).averaging.stays == "whose own layers (output) leave in its updates"
