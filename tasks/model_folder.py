@@ -18,11 +18,13 @@ from typing import Any
 import yaml
 
 from fedrounds import core
+from fedrounds.core.dictionary import DICTIONARY, described
 from fedrounds.core.plan import Plan
 from fedrounds.core.state import RunState
 from fedrounds.tasks.mould import Mould, cast
 
 MODEL = "model.skops"
+PROGRAM = "artifacts/program.pt2"  # of a PyTorch module, in its place
 WRITERS = ("mlflow", "scikit-learn", "skops", "numpy", "pandas")  # what another release of writes another folder
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -40,6 +42,8 @@ def model_folder(plan: Plan, save: Callable[[Plan, Any, Path], None], kept: Path
 class ModelFolder:
     """An MLflow model of a state: skops, a signature, an example of made-up rows, fixed requirements.
 
+    Beside MLflow's files lies the dictionary by which rows are checked before they are served.
+
     `save`, MLflow's own, writes the first; of a later one only what differs is written anew: the model's parameters, its size, its run, its
     time, its id. The first stays in `kept` for later runs with the same statistics, which then need neither scikit-learn nor skops.
     """
@@ -48,6 +52,7 @@ class ModelFolder:
 
     def __init__(self, plan: Plan, save: Callable[[Plan, Any, Path], None], kept: Path) -> None:
         self.plan, self.save, self.kept = plan, save, kept
+        self.dictionary = described(plan.study)
         self.steps: Any = None
         self.first: dict[str, bytes] = {}  # all but the model
         self.mould: Mould | None = None
@@ -66,6 +71,7 @@ class ModelFolder:
             for name, content in {**self.first, self.model: self._model(state)}.items():
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / name).write_bytes(content)
+        (scratch / DICTIONARY).write_text(self.dictionary, encoding="utf-8")
         document = yaml.load(self.first["MLmodel"], _Loader)  # noqa: S506 (a safe loader)
         document |= {
             "run_id": run,

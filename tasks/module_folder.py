@@ -14,9 +14,8 @@ from typing import Any
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan
 from fedrounds.core.state import RunState
-from fedrounds.tasks.model_folder import ModelFolder
+from fedrounds.tasks.model_folder import PROGRAM, ModelFolder
 
-PROGRAM = "artifacts/program.pt2"
 NEEDED = ("mlflow", "torch", "scikit-learn", "skops", "numpy", "pandas")
 
 

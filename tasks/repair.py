@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from fedrounds.core.dictionary import DICTIONARY
 from fedrounds.core.errors import ServiceError
-from fedrounds.tasks.model_folder import MODEL
 
 if TYPE_CHECKING:
     from fedrounds.tasks.folder import State
 
-FILES = (
+FILES = (  # of a version, beside the one that holds its model
     "model/MLmodel",
-    f"model/{MODEL}",
     f"model/{DICTIONARY}",
     "parameters.npz",
     "statistics.npz",
     "study.json",
     "verdicts.json",
-)  # of a version
+)
 
 
 class Mending:
@@ -67,8 +65,13 @@ class Mending:
                 self.client.set_tag(run, key, value)
                 self.made["tags"] += 1
 
-    def version(self, number: str, run: str, tags: Mapping[str, str], folder: Path, write: Callable[[], None]) -> bool:
+    def version(
+        self, number: str, run: str, tags: Mapping[str, str], folder: Path, model: str, write: Callable[[], None]
+    ) -> bool:
         """The files and tags that a version lacks.
+
+        Args:
+            model: the file in the model's folder that holds its parameters.
 
         Returns:
             Whether the version is to be registered anew, since the run that it names is gone. Its number is then a new one.
@@ -77,7 +80,7 @@ class Mending:
         if held.run_id != run:
             self.client.delete_model_version(self.name, number)
             return True
-        if not all((folder / file).is_file() for file in FILES):
+        if not all((folder / file).is_file() for file in (*FILES, f"model/{model}")):
             write()
             self.made["files"] += 1
         for key, value in tags.items():

@@ -70,7 +70,7 @@ class Version:
         from skops.io.exceptions import UntrustedTypesFoundException
 
         from fedrounds.core.export import spreading
-        from fedrounds.tasks.model_folder import MODEL
+        from fedrounds.tasks.model_folder import MODEL, PROGRAM
         from fedrounds.tasks.track import TRUSTED
 
         try:
@@ -85,6 +85,11 @@ class Version:
                 f"expected a {DICTIONARY} of this release at version {number}, found {error.error_count()} differences:"
                 " serve it with the release that wrote it"
             ) from None
+        if not (folder / MODEL).exists() and (folder / PROGRAM).exists():
+            raise StateError(
+                f"expected at version {number} a model that scikit-learn holds, found a PyTorch module's program:"
+                " `mlflow models serve` answers for it, without this study's checks"
+            )
         try:
             pipeline = skops.io.load(folder / MODEL, trusted=TRUSTED)
             made = cls(number, tags, dictionary, pipeline, spreading(pipeline, dictionary.features))

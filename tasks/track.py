@@ -10,10 +10,10 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedrounds.core.dictionary import DICTIONARY, described
 from fedrounds.core.errors import ServiceError
 from fedrounds.core.plan import Plan, build
 from fedrounds.ledger import Entry, Ledger
@@ -262,7 +262,8 @@ class Projection:
             "fedrounds.model_digest": entry.model,
         }
         if number and self.mending:
-            if not self.mending.version(number, run, tags, folder, lambda: self._write_model(entry, run, folder)):
+            write = partial(self._write_model, entry, run, folder)
+            if not self.mending.version(number, run, tags, folder, self.template.model, write):
                 return
             self.decisions.forget(number)
         self._write_model(entry, run, folder)
@@ -355,7 +356,6 @@ def _save(plan: Plan, model: Any, folder: Path) -> None:
         pyfunc_predict_fn=predict,
         pip_requirements=[f"{name}=={version(name)}" for name in ("scikit-learn", "skops", "numpy", "pandas")],
     )
-    (folder / DICTIONARY).write_text(described(plan.study), encoding="utf-8")
 
 
 def _warm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -455,3 +456,19 @@ def test_every_rounds_version_gives_the_cores_numbers_by_mlflow_alone(run, monke
     assert [file.name for file in written].count("program.pt2") == 2
     house = [str(path).encode() for path in (STUDY.parents[1], place)]
     assert not [file.name for file, content in written.items() if any(path in content for path in house)]
+
+
+def test_a_repair_finds_nothing_to_write_and_serving_says_what_answers_for_a_module(run, tmp_path):
+    place, _ = run
+    folders = sorted((place / "mlruns" / "artifacts").rglob("program.pt2"))
+    assert len(folders) == 2
+    assert all((file.parents[1] / "dictionary.json").is_file() for file in folders)
+    done = fedrounds("repair", place, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == 0
+    rows = tmp_path / "rows.csv"
+    rows.write_text("alcohol,hue,flavanoids\n12,1,0.6\n")
+    done = fedrounds("score", place, rows, tmp_path / "out.csv")
+    assert done.returncode != 0
+    assert "found a PyTorch module's program: `mlflow models serve` answers for it" in done.stderr
+    assert not (tmp_path / "out.csv").exists()
