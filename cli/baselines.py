@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from fedrounds.cli.study import opened
-from fedrounds.core.errors import StudyError
+from fedrounds.cli.study import drawn, here, told
 
 
 def baselines(directory: Path, data: Path | None, state: Path | None, as_json: bool) -> int:
     """Train them, keep them in the ledger and in MLflow, and say how they fare."""
-    if (directory / "coordinator.toml").is_file():
-        raise StudyError(
-            f"expected a study whose hospitals are in this process, found a coordinator's folder at {directory}: only a simulation may hold all rows"
-        )
+    folder, place = here(directory, data, state, "only a simulation may hold all rows")
     from fedrounds.tasks.matrix import compare
 
-    folder, place = opened(directory, data, state)
     note = compare(folder, place)
     if as_json:
-        kept = {key: value for key, value in note.items() if key != "token"}
-        print(json.dumps({"study": folder.study.name, **kept}, ensure_ascii=False))
-        return 0
+        return told(folder, note)
     from rich.console import Console
-    from rich.table import Table
 
-    from fedrounds.reports.matrix import told
+    from fedrounds.reports import matrix
 
-    (name, *sites), *rows = told(note)
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    drawn.add_column(name, overflow="fold")
-    for site in sites:
-        drawn.add_column(site, justify="right")
-    for row in rows:
-        drawn.add_row(*row)
     console = Console(highlight=False, markup=False)
-    console.print(drawn)
+    head, *rows = matrix.told(note)
+    console.print(drawn(head, rows))
     for line in note["lines"]:
         if line["remark"]:
             console.print(f"{line['name']}: {line['remark']}", soft_wrap=True)

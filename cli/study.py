@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fedrounds.tasks.folder import Folder, State
     from fedrounds.tasks.ward import Ward
 
@@ -22,6 +25,37 @@ def opened(folder: Path, data: Path | None, state: Path | None) -> tuple[Folder,
         return federated.folder, federated.place
     found = read(folder, data)
     return found, state_of(folder, found.study.name, state)
+
+
+def here(directory: Path, data: Path | None, state: Path | None, why: str) -> tuple[Folder, State]:
+    """The same, of a study whose hospitals are in this process. Raises StudyError of a coordinator's folder, and says `why`."""
+    from fedrounds.core.errors import StudyError
+
+    if (directory / "coordinator.toml").is_file():
+        raise StudyError(
+            f"expected a study whose hospitals are in this process, found a coordinator's folder at {directory}: {why}"
+        )
+    return opened(directory, data, state)
+
+
+def told(folder: Folder, note: Mapping[str, Any]) -> int:
+    """Print a note of the ledger as JSON, without what it is recognised by."""
+    kept = {key: value for key, value in note.items() if key != "token"}
+    print(json.dumps({"study": folder.study.name, **kept}, ensure_ascii=False))
+    return 0
+
+
+def drawn(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table for the terminal: the first column is names, the others numbers."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    made.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        made.add_column(name, justify="right")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def loaded(folder: Folder) -> Mapping[str, Ward]:

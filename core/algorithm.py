@@ -40,6 +40,14 @@ class Folded:
     """whether the model is to be judged although nobody is told its scores: under differential privacy"""
 
 
+def summed(parts: Iterable[Sums]) -> Sums:
+    """Name by name the sums of all, added in the order given; of the parts' shapes."""
+    total: dict[str, Array] = {}
+    for sums in parts:
+        total = {name: total.get(name, 0.0) + array for name, array in sums.items()}
+    return total
+
+
 class Algorithm(NamedTuple):
     """One way to run a round.
 

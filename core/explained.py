@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedrounds.core.algorithm import Sums
+from fedrounds.core.algorithm import Sums, summed
 from fedrounds.core.evaluate import HEADLINE, LOSS, metrics
 from fedrounds.core.explain import counts_of, grids
 from fedrounds.core.masked import TOGETHER
@@ -32,7 +32,7 @@ def understood(plan: Plan, statistics: Statistics, parts: Mapping[str, Sums]) ->
         none does. `dependence`: of each feature with a grid the `points` and the mean prediction at each, by output. `subgroups`: of each
         parting its `groups`, with metrics of all and of `sites`. `outputs`: what predictions are of, `scores`: what φ is of.
     """
-    whole = _summed(parts)
+    whole = summed(parts[site] for site in sorted(parts))
     shown = {} if TOGETHER in parts else {site: sums for site, sums in parts.items() if _judged(sums) >= FEWEST}
     labels = (
         [canonical(label) for label in plan.study.target.classes] if isinstance(plan.study.target, Multiclass) else [""]
@@ -50,13 +50,6 @@ def understood(plan: Plan, statistics: Statistics, parts: Mapping[str, Sums]) ->
         "outputs": labels,
         "scores": labels if scores == len(labels) else [""] * scores,
     }
-
-
-def _summed(parts: Mapping[str, Sums]) -> Sums:
-    total: dict[str, Array] = {}
-    for site in sorted(parts):
-        total = {name: total.get(name, 0.0) + array for name, array in parts[site].items()}
-    return total
 
 
 def _judged(sums: Sums) -> float:

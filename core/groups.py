@@ -24,7 +24,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from fedrounds.core.algorithm import Folded, Sums
+from fedrounds.core.algorithm import Folded, Sums, summed
 from fedrounds.core.errors import QuorumError, UpdateRejected
 from fedrounds.core.evaluate import total
 from fedrounds.core.masked import TOGETHER, Keyring, Masking, Opened
@@ -227,15 +227,8 @@ def merged(folded: Folded) -> Folded:
         personal={TOGETHER: total(folded.personal)} if folded.personal else {},
         paired={TOGETHER: np.sum(list(folded.paired.values()), axis=0)} if folded.paired else {},
         training={TOGETHER: _added(training)} if training else {},
-        explained={TOGETHER: _summed(folded.explained.values())} if folded.explained else {},
+        explained={TOGETHER: summed(folded.explained.values())} if folded.explained else {},
     )
-
-
-def _summed(parts: Iterable[Sums]) -> Sums:
-    found: dict[str, Array] = {}
-    for sums in parts:
-        found = {name: found.get(name, 0.0) + array for name, array in sums.items()}
-    return found
 
 
 def _added(training: Iterable[tuple[float, float, float]]) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fedrounds.core.algorithm import Payload, SiteState
 from fedrounds.core.frozen import Fraction, NonNegative, Rate
-from fedrounds.core.pace import Batch, Gradient, Heard, Left, Memory, Own, Pace, Rule, Shapes, Step, Work, walk
+from fedrounds.core.pace import Batch, Gradient, Heard, Left, Memory, Own, Pace, Rule, Shapes, Step, Work, aside, walk
 from fedrounds.core.params import Array, Vector
 
 Train = Callable[[Gradient, Vector, Array, Array, np.random.Generator], Vector]
@@ -308,7 +308,7 @@ def ditto(pace: Pace, pull: float) -> Rule:
 
     def visit(work: Work, theta: Vector, memory: SiteState, sent: Payload) -> Left:
         step = descent(pace.rate_at(sent))
-        apart = work._replace(rng=work.rng.spawn(1)[0])  # so that the global model is FedAvg's bit for bit
+        apart = work._replace(rng=aside(work.rng))  # so that the global model is FedAvg's bit for bit
         v, _ = pace.walk(step, apart, memory.get("personal", theta), tied(work.gradient, pull, theta))
         return Left(pace.walk(step, work, theta)[0] - theta, {"personal": v})
 

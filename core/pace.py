@@ -81,6 +81,11 @@ class Rule(NamedTuple):
     close: Callable[[Memory, Vector, Heard], tuple[Memory, Vector]] = _as_it_is
 
 
+def aside(rng: np.random.Generator) -> np.random.Generator:
+    """A generator that is seeded by another, which it leaves as it was."""
+    return rng.spawn(1)[0]
+
+
 Own = Callable[[Work, Vector, SiteState], Vector]  # (work, theta, what the site remembers) -> a model of the site's own
 
 

@@ -22,7 +22,7 @@ from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.frozen import Frozen, Rate
 from fedrounds.core.local import Local, descent
-from fedrounds.core.pace import Batch, Epochs, Gradient, Left, Own, Rule, Work, walk
+from fedrounds.core.pace import Batch, Epochs, Gradient, Left, Own, Rule, Work, aside, walk
 from fedrounds.core.params import Array, Layout, Vector
 from fedrounds.core.state import RunState
 
@@ -186,11 +186,6 @@ def require(personal: Personal | None, local: Local, combine: str, layers: tuple
         raise ValueError(
             f"the global model's part of the layers is the mean of the sites', so expected combine 'weighted_mean', found '{combine}'"
         )
-
-
-def aside(rng: np.random.Generator) -> np.random.Generator:
-    """A generator that is seeded by another, which it leaves as it was."""
-    return rng.spawn(1)[0]
 
 
 def gains(own: Mapping[str, float], shared: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums
+from fedrounds.core.algorithm import Algorithm, Folded, Payload, SiteState, Sums, summed
 from fedrounds.core.errors import DataContractError
 from fedrounds.core.params import Array, Vector
 from fedrounds.core.preprocess import Cohort, columns_of, spread, standardised
@@ -33,9 +33,7 @@ def statistics(study: Study) -> Algorithm:
         return memory, _about(training, study, payload) if payload else _observed(training, study)
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
-        total: dict[str, Array] = {}
-        for _, sums in replies:
-            total = {name: total.get(name, 0.0) + array for name, array in sums.items()}
+        total = summed(sums for _, sums in replies)
         if state.exchange == 0:
             return Folded(replace(state, exchange=1, work=_impute(total, study)))
         agreed = {"impute": state.work["impute"]} | _scale(total, study, state.work["about"])

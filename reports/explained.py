@@ -7,17 +7,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedrounds.reports import pictured, svg
+from fedrounds.reports import alone, pictured, svg
 from fedrounds.reports.evidence import Evidence
-from fedrounds.reports.markup import Markup, raw, table, tag
+from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.result import NAMES, figure, plain
-from fedrounds.reports.style import CSS, LIGHT
 from fedrounds.reports.words import count, shown
 
 Note = Mapping[str, Any]
 STROKES = (
     "text{font:13px system-ui,sans-serif;fill:var(--ink)}text.soft{fill:var(--soft)}.grid{stroke:var(--faint)}.axis{stroke:var(--soft)}"
-    ".bar{fill:var(--bar)}.own{fill:none;stroke:var(--own);stroke-width:2.2}.pool{stroke:var(--pool);stroke-width:2.4}.paper{fill:#fff}"
+    ".bar{fill:var(--bar)}.own{fill:none;stroke:var(--own);stroke-width:2.2}.pool{stroke:var(--pool);stroke-width:2.4}"
 )
 
 
@@ -28,18 +27,13 @@ def explained(of: Evidence) -> Markup | None:
 
 def page(note: Note, title: str) -> str:
     """One page that stands alone."""
-    head = tag("head", tag("meta", charset="utf-8"), tag("title", title), tag("style", raw(CSS)))
-    body = tag("body", tag("header", tag("h1", title)), tag("main", section(note)))
-    return raw("<!doctype html>\n") + tag("html", head, body, lang="en") + "\n"
+    return alone.page(title, section(note))
 
 
 def picture(note: Note) -> str:
     """How much the model owes to each feature, as an SVG file."""
     width, height, inside = pictured.bars(_importances(note), _axis(note))
-    style = tag("style", raw(f":root{{{LIGHT}}}{STROKES}"))
-    size = {"viewBox": f"0 0 {svg.px(width)} {svg.px(height)}", "width": svg.px(width), "height": svg.px(height)}
-    paper = svg.box(0, 0, width, height, "paper")
-    return tag("svg", style, paper, inside, xmlns="http://www.w3.org/2000/svg", **size)
+    return alone.picture(width, height, inside, STROKES)
 
 
 def section(note: Note) -> Markup:

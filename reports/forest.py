@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 
 from fedrounds.core.regression import CONFIDENCE, Regression, Row
-from fedrounds.reports import svg
+from fedrounds.reports import alone, svg
 from fedrounds.reports.charts import W, short
-from fedrounds.reports.markup import Markup, raw, table, tag
-from fedrounds.reports.style import CSS, LIGHT
+from fedrounds.reports.markup import Markup, table, tag
 
 COLUMNS = ("term", "estimate", "standard_error", "z", "p", "low", "high")
 STROKES = (
@@ -34,18 +33,13 @@ def as_csv(found: Regression) -> str:
 
 def page(found: Regression, title: str) -> str:
     """One page that stands alone: picture, table, and what the numbers are."""
-    head = tag("head", tag("meta", charset="utf-8"), tag("title", title), tag("style", raw(CSS)))
-    body = tag("body", tag("header", tag("h1", title)), tag("main", section(found)))
-    return raw("<!doctype html>\n") + tag("html", head, body, lang="en") + "\n"
+    return alone.page(title, section(found))
 
 
 def picture(found: Regression) -> str:
     """The forest plot as an SVG file."""
     width, height, inside = _drawn(found)
-    style = tag("style", raw(f":root{{{LIGHT}}}{STROKES}"))
-    box = svg.box(0, 0, width, height, "paper")
-    size = {"viewBox": f"0 0 {svg.px(width)} {svg.px(height)}", "width": svg.px(width), "height": svg.px(height)}
-    return tag("svg", style, tag("style", ".paper{fill:#fff}"), box, inside, xmlns="http://www.w3.org/2000/svg", **size)
+    return alone.picture(width, height, inside, STROKES)
 
 
 def section(found: Regression) -> Markup:

@@ -7,12 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedrounds.reports import svg
+from fedrounds.reports import alone, svg
 from fedrounds.reports.charts import W
 from fedrounds.reports.evidence import Evidence
-from fedrounds.reports.markup import Markup, raw, table, tag
+from fedrounds.reports.markup import Markup, table, tag
 from fedrounds.reports.result import NAMES, error, figure
-from fedrounds.reports.style import CSS, LIGHT
 from fedrounds.reports.words import count, short
 
 Note = Mapping[str, Any]
@@ -42,18 +41,13 @@ def as_csv(note: Note) -> str:
 
 def page(note: Note, title: str) -> str:
     """One page that stands alone: picture, tables, and what the numbers are."""
-    head = tag("head", tag("meta", charset="utf-8"), tag("title", title), tag("style", raw(CSS)))
-    body = tag("body", tag("header", tag("h1", title)), tag("main", section(note)))
-    return raw("<!doctype html>\n") + tag("html", head, body, lang="en") + "\n"
+    return alone.page(title, section(note))
 
 
 def picture(note: Note) -> str:
     """The heatmap as an SVG file."""
     width, height, inside = _drawn(note)
-    style = tag("style", raw(f":root{{{LIGHT}}}{STROKES}"))
-    box = svg.box(0, 0, width, height, "paper")
-    size = {"viewBox": f"0 0 {svg.px(width)} {svg.px(height)}", "width": svg.px(width), "height": svg.px(height)}
-    return tag("svg", style, tag("style", ".paper{fill:#fff}"), box, inside, xmlns="http://www.w3.org/2000/svg", **size)
+    return alone.picture(width, height, inside, STROKES)
 
 
 def compared(of: Evidence) -> Markup | None:

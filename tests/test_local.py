@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lives import Killed, live
 from pydantic import ValidationError
 from scipy.optimize import minimize
 
@@ -20,13 +21,10 @@ from fedrounds.core.models.svm import svm
 from fedrounds.core.pace import walk as walked
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows
-from fedrounds.core.round import Asking
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.memory import Memory, remembering
-from fedrounds.tasks.run import opened
-from fedrounds.tasks.verdict import Verdict
 from fedrounds.tasks.ward import Ward
 
 RNG = np.random.default_rng(3)
@@ -387,10 +385,6 @@ def test_hospitals_apart_end_where_one_process_does_though_rounds_fail_and_agent
     assert study.seen == study.reference()
 
 
-class Killed(Exception):
-    """The process is gone."""
-
-
 @pytest.mark.parametrize("name", REMEMBER)
 def test_a_run_that_dies_between_any_two_answers_goes_on_bit_for_bit(tmp_path, capfd, name):
     """Each life ends later in a round: after no answer, one, …, all four before they are folded; and one right after a round is closed."""
@@ -401,36 +395,10 @@ def test_a_run_that_dies_between_any_two_answers_goes_on_bit_for_bit(tmp_path, c
     place = folders.state_of(tmp_path / "toy", "toy", tmp_path / "state")
     folders.prepare(place, fresh=False)
     visits = ["statistics", *["train"] * 6, "score"]
-
-    def live(answers):
-        """Run until so many more answers were given, then die."""
-        with opened(read, place) as run:
-            for ward in run.wards.values():
-                ward.load()
-                if run.state.statistics:
-                    ward.preprocess(run.state.statistics)
-            run.admit({site: Verdict(site, True, 0, (), "") for site in run.wards})
-            for ask in visits[run.visit :]:
-                asking = run.open(ask)
-                while isinstance(asking, Asking):
-                    replies = []
-                    for site in asking.sites:
-                        if ask == "train" and not answers:
-                            raise Killed
-                        answers -= ask == "train"
-                        replies.append(run.wards[site].answer(asking.requests[site]))
-                    if ask == "train" and not answers:
-                        raise Killed
-                    asking = run.aggregate(asking, replies)
-                if ask == "statistics":
-                    for ward in run.wards.values():
-                        ward.preprocess(run.state.statistics)
-            return run.state
-
     for answers in (2, 7, 4, 5, 9, 3):
         with pytest.raises(Killed):
-            live(answers)
-    found = live(1000)
+            live(read, place, visits, answers)
+    found = live(read, place, visits, 1000)
     plan = build(read.study)
     wards = {site: Ward(file, plan, read.data) for site, file in read.sites.items()}
     cohorts = {site: ward.cohort for site, ward in wards.items() if ward.load()}

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lives import Killed, live
 from pydantic import ValidationError
 
 from fedrounds.cli.init import init
@@ -21,7 +22,7 @@ from fedrounds.core.errors import QuorumError, StudyError
 from fedrounds.core.participation import Participation, Uneven, chosen, draw, order
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows
-from fedrounds.core.round import Asking, close_exchange, open_round
+from fedrounds.core.round import close_exchange, open_round
 from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.state import Champion
 from fedrounds.core.study import Study
@@ -31,8 +32,6 @@ from fedrounds.reports.summary import lines
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.preview import samples
 from fedrounds.tasks.record import record
-from fedrounds.tasks.run import opened
-from fedrounds.tasks.verdict import Verdict
 from fedrounds.tasks.ward import Ward
 
 RATE, EPOCHS = 0.1, 5
@@ -325,10 +324,6 @@ def test_what_does_not_go_together_is_refused_with_the_reason(given, words, said
 # --- one process, killed and run again --------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """The process is gone."""
-
-
 def test_a_run_that_dies_in_its_rounds_asks_the_same_sites_again_and_only_the_closing_visit_promotes(tmp_path, capfd):
     init(tmp_path / "toy", as_json=True)
     words = tmp_path / "toy" / "study.toml"
@@ -339,35 +334,10 @@ def test_a_run_that_dies_in_its_rounds_asks_the_same_sites_again_and_only_the_cl
     place = folders.state_of(tmp_path / "toy", "toy", tmp_path / "state")
     folders.prepare(place, fresh=False)
     visits, heard = ["statistics", *["train"] * 4, "score"], []
-
-    def live(answers):
-        """Run until so many more answers were given in training, then die."""
-        with opened(read, place) as run:
-            for ward in run.wards.values():
-                ward.load()
-                if run.state.statistics:
-                    ward.preprocess(run.state.statistics)
-            run.admit({site: Verdict(site, True, 0, (), "") for site in run.wards})
-            for ask in visits[run.visit :]:
-                asking = run.open(ask)
-                while isinstance(asking, Asking):
-                    heard.append((asking.request.round, ask, asking.sites))
-                    replies = []
-                    for site in asking.sites:
-                        if ask == "train" and not answers:
-                            raise Killed
-                        answers -= ask == "train"
-                        replies.append(run.wards[site].answer(asking.requests[site]))
-                    asking = run.aggregate(asking, replies)
-                if ask == "statistics":
-                    for ward in run.wards.values():
-                        ward.preprocess(run.state.statistics)
-            return run.state
-
     for answers in (2, 4, 5):
         with pytest.raises(Killed):
-            live(answers)
-    found, plan = live(100), build(read.study)
+            live(read, place, visits, answers, folds=False, heard=heard)
+    found, plan = live(read, place, visits, 100, folds=False, heard=heard), build(read.study)
     wards = {site: Ward(file, plan, read.data) for site, file in read.sites.items()}
     *_, closed = simulate(plan, {site: ward.cohort for site, ward in wards.items() if ward.load()}, 4, quorum=2)
     assert found.theta.tobytes() == closed.state.theta.tobytes()

@@ -13,6 +13,7 @@ import hidden_study
 import numpy as np
 import pytest
 from conftest import fedrounds
+from lives import Killed, live
 from pydantic import ValidationError
 
 from fedrounds.cli.init import init
@@ -28,14 +29,12 @@ from fedrounds.core.plan import build
 from fedrounds.core.preprocess import Rows
 from fedrounds.core.privacy.disclosure import merge_scores, withhold
 from fedrounds.core.privacy.settings import Privacy
-from fedrounds.core.round import Asking, open_round
+from fedrounds.core.round import open_round
 from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.study import Study
 from fedrounds.ledger import Ledger
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks.memory import begins, remembering
-from fedrounds.tasks.run import opened
-from fedrounds.tasks.verdict import Verdict
 from fedrounds.tasks.ward import Ward
 
 HERE = Path(__file__).parents[1]
@@ -444,10 +443,6 @@ def test_the_gains_are_those_of_the_page():
     assert found["switzerland"][1] < found["switzerland"][0] - 0.25
 
 
-class Killed(Exception):
-    """The process is gone."""
-
-
 @pytest.fixture(scope="module")
 def survivor(tmp_path_factory):
     """A study of ditto that died six times between two answers, and then ended: its folder, its place and what it ended with."""
@@ -459,36 +454,12 @@ def survivor(tmp_path_factory):
     place = folders.state_of(folder, "toy", folder.parent / "state")
     folders.prepare(place, fresh=False)
     visits = ["statistics", *["train"] * 6, "score"]
-
-    def live(answers):
-        """Run until so many more answers were given, then die."""
-        with opened(read, place) as run:
-            for ward in run.wards.values():
-                ward.load()
-                if run.state.statistics:
-                    ward.preprocess(run.state.statistics)
-            run.admit({site: Verdict(site, True, 0, (), "") for site in run.wards})
-            for ask in visits[run.visit :]:
-                asking = run.open(ask)
-                while isinstance(asking, Asking):
-                    replies = []
-                    for site in asking.sites:
-                        if ask != "statistics" and not answers:
-                            raise Killed
-                        answers -= ask != "statistics"
-                        replies.append(run.wards[site].answer(asking.requests[site]))
-                    if ask != "statistics" and not answers:
-                        raise Killed
-                    asking = run.aggregate(asking, replies)
-                if ask == "statistics":
-                    for ward in run.wards.values():
-                        ward.preprocess(run.state.statistics)
-            return run.state
-
     for answers in (2, 7, 4, 5, 9, 3, 6):
         with pytest.raises(Killed):
-            live(answers)
-    return SimpleNamespace(folder=folder, read=read, place=place, state=live(1000))
+            live(read, place, visits, answers, ("train", "score"))
+    return SimpleNamespace(
+        folder=folder, read=read, place=place, state=live(read, place, visits, 1000, ("train", "score"))
+    )
 
 
 def test_a_run_that_dies_between_any_two_answers_keeps_each_sites_model_bit_for_bit(survivor):
