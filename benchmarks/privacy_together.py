@@ -7,6 +7,7 @@ would have opened.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from secrets import token_bytes
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from privacy_dp import DRAWS, ROUNDS, _split, auc, study, wdbc
 from fedrounds.core import sheets
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.preprocess import Cohort, clean, encode
+from fedrounds.core.privacy.excess import LINK, spare
 from fedrounds.core.privacy.joint import HEARD
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
@@ -37,12 +39,14 @@ def summed(plan: Plan, cohorts: Mapping[str, Cohort], rounds: int) -> Any:
         algorithm = plan.algorithms[ask]
         payload, shapes = algorithm.ask(state), algorithm.shapes(state.exchange)
         sheet, total = sheets.sheet(plan.study, ask, state.exchange, shapes, False), dict[str, Any]()
+        links = {site: token_bytes(LINK) for site in data}
         for site, rows in data.items():
             _, sums = algorithm.answer(payload, {}, rows, np.random.default_rng(0))
-            words = sheet.words(sheets.weighed(plan.study, sums, site, 1.0), sites)
+            words = sheet.words(sheets.weighed(plan.study, sums, site, 1.0), sites, links[site])
             total = {name: total.get(name, 0) + array for name, array in words.items()}
+        sheet.lighten(total, sites, sites, [spare(link, sites, sites) for link in links.values()])
         whole = sheets.together(sheet.sums(total, sites)[0], 1.0)
-        return algorithm.fold(state, [("all", {**whole, HEARD: np.array([sites, sites])})]).state
+        return algorithm.fold(state, [("all", {**whole, HEARD: np.array([sites, sites, sites])})]).state
 
     state = exchange(state, "statistics", cohorts)
     rows = {site: encode(cohort, plan.study, state.statistics, plan.ones) for site, cohort in cohorts.items()}

@@ -24,7 +24,7 @@ from fedrounds.core.messages import Ask, Reply, Request, encode
 from fedrounds.core.params import Array
 from fedrounds.core.phases import SIZES, Phase, announced_of, require, subject_of
 from fedrounds.core.privacy import epoch as epochs
-from fedrounds.core.privacy import secagg, unmask
+from fedrounds.core.privacy import excess, secagg, unmask
 from fedrounds.core.privacy.epoch import Bytes, Epoch, Fields, as_bytes, as_number, as_word
 from fedrounds.core.privacy.masks import Words
 from fedrounds.core.privacy.secagg import Vault
@@ -233,11 +233,16 @@ class Masking:
         return replace(self, phase="open", signatures=signatures)
 
     def _opened(self, replies: Iterable[Reply]) -> Opened:
-        opened = {reply.site: cast(Bytes, reply.arrays["shares"]) for reply in replies}
+        opened: dict[str, Bytes] = {}
+        spare: list[bytes] = []
+        for reply in replies:
+            opened[reply.site] = cast(Bytes, reply.arrays["shares"])
+            link = reply.arrays["spare"].tobytes()
+            spare += [link] if reply.site in self.alive and link != excess.NOTHING else []
         enough(len(opened), self.needed, "shares of masks")
         ring, total = self.ring, {name: array.copy() for name, array in self.total.items()}
         unmask.unmask(ring.epoch, total, self.announced, ring.next, self.sites, self.alive, ring.dealt, opened)
-        return Opened(total, self.alive, replace(ring, next=ring.next + 1), len(self.roster))
+        return Opened(total, self.alive, replace(ring, next=ring.next + 1), len(self.roster), tuple(spare))
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,7 @@ class Opened:
     heard: tuple[str, ...]
     keyring: Any  # a Keyring, of masks or of encryption
     sites: int  # of the roster, by which a step is as wide as it is
+    spare: tuple[bytes, ...] = ()  # of each who told it: the link of the noise that the sum can do without
 
 
 @contextmanager
@@ -334,7 +340,8 @@ def protect(request: Request, sums: Sums, sheet: Sheet, vault: Vault, me: Self) 
         raise UpdateRejected(f"expected an index of 4 bytes, found {fields['mask.index'].shape}: it was refused")
     announced, index = announced_of(*_parts(request)), as_number(fields["mask.index"])
     asked = _named(vault.epoch.members, fields["mask.asked"])
-    words = sheet.words(sums, len(me.roster))  # not the epoch's members: a step is the same whoever is away
+    link = secagg.link_of(vault, me.site, announced, index)
+    words = sheet.words(sums, len(me.roster), link)  # not the epoch's members: a step is the same whoever is away
     vault, found = secagg.protect(vault, me.key, me.site, words, announced, index, asked)
     return vault, cast(Mapping[str, Array], found)
 

@@ -11,7 +11,7 @@ import numpy as np
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.messages import Ask, Request
 from fedrounds.core.privacy import epoch as epochs
-from fedrounds.core.privacy import shamir
+from fedrounds.core.privacy import excess, shamir
 from fedrounds.core.privacy.epoch import Fields, as_number
 
 Phase = Literal["keys", "shares", "masked", "agree", "open"]
@@ -75,6 +75,6 @@ def expected(request: Request, words: Mapping[str, tuple[int, str]]) -> Mapping[
         case "agree":
             return signature
         case "open":
-            return {"shares": ((int(arrays["asked"].sum()), shamir.SHARE), "|u1")}
+            return {"shares": ((int(arrays["asked"].sum()), shamir.SHARE), "|u1"), "spare": ((excess.LINK,), "|u1")}
         case _:
             return {**{name: ((size,), kind) for name, (size, kind) in words.items()}, **signature}

@@ -224,11 +224,12 @@ def _unmasked(
         groups, heard, clipped = opened_sums(after, sheet, scale, refused)
         folded = merged(plan.algorithms[ask].fold(asking.state, groups))
         return _closed(asking, plan, folded, ask, heard, refused, after, clipped)
+    sheet.lighten(after.words, after.sites, len(after.heard), after.spare)
     sheet.require(after.words, after.sites, len(after.heard))
     sums, clipped = sheet.sums(after.words, after.sites)
     whole = sheets.together(sums, scale)
     if plan.study.privacy.dp:
-        whole = {**whole, HEARD: np.array([len(after.heard), after.sites])}
+        whole = {**whole, HEARD: np.array([len(after.heard), len(after.spare), after.sites])}
     folded = plan.algorithms[ask].fold(asking.state, [(TOGETHER, whole)])
     margin = plan.study.masked.margin if plan.study.masked else None
     worse = counted(sums["worse"], margin, len(after.heard)) if "worse" in sums and margin is not None else None

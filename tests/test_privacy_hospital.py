@@ -179,8 +179,8 @@ def test_the_forecast_says_the_noise_beside_the_signal_and_warns_where_hospitals
     plan = build(study(colluders=0))
     z, d = plan.study.privacy.dp.training_event().multiplier, plan.family.layout.size
     found = forecast(plan, 12, 3)
-    assert found.noise == pytest.approx(z * sqrt(d) / 12 * sqrt(12 / 9), rel=0.05), (
-        "z √d / K, and 9 of 12 are counted on"
+    assert found.noise == pytest.approx(z * sqrt(d) / 12, rel=0.05), (
+        "z √d / K: what was added for three who might be lost is taken out"
     )
     assert len(found.epsilons) == 4
     assert found.epsilons[-1] <= 8.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import exp, pi, sqrt
+from secrets import token_bytes
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ from fedrounds.core import masked, sheets
 from fedrounds.core.errors import QuorumError, StudyError, UpdateRejected
 from fedrounds.core.plan import build
 from fedrounds.core.preprocess import clean
-from fedrounds.core.privacy import joint, noised, private
+from fedrounds.core.privacy import excess, joint, noised, private
 from fedrounds.core.privacy.accounting import epsilon
 from fedrounds.core.privacy.epoch import threshold
+from fedrounds.core.privacy.excess import LINK
 from fedrounds.core.privacy.forecast import forecast
 from fedrounds.core.privacy.grid import Grid
 from fedrounds.core.privacy.noise import Gaussian
-from fedrounds.core.privacy.noised import Noised, honest
+from fedrounds.core.privacy.noised import Noised
 from fedrounds.core.privacy.sheet import Sheet
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
@@ -63,10 +66,15 @@ def made(size=20_000, z=2.0, clip=1.0, patients=100.0, bits=64, colluders=None):
     return Noised(np.array(clip * patients), bits, mechanism=Gaussian(clip, z, size), colluders=colluders)
 
 
-def opened(grid, vectors, roster):
-    """What the coordinator knows of these sites together."""
-    words = [grid.words("x", vector, roster)[0] for vector in vectors]
-    return grid.numbers(np.sum(words, axis=0, dtype=words[0].dtype), roster)
+def opened(grid, vectors, roster, heard=None):
+    """What the coordinator knows of these sites together, where so many were heard, and each has told what so many can do without."""
+    links = [token_bytes(LINK) for _ in vectors]
+    words = [grid.words("x", vector, roster, link)[0] for vector, link in zip(vectors, links, strict=True)]
+    total = np.sum(words, axis=0, dtype=words[0].dtype)
+    if heard:
+        told = [excess.spare(link, heard, roster) for link in links]
+        total = total - grid.excess("x", vectors[0].size, roster, heard, told)
+    return grid.numbers(total, roster)
 
 
 # --- the noise in a sum -----------------------------------------------------------------------------------------------
@@ -84,8 +92,70 @@ def test_every_sum_has_the_noise_that_is_accounted_for_though_all_that_may_be_ar
     assert everybody.std() == pytest.approx(grid.deviation(sites, sites), rel=0.025)
 
 
+@pytest.mark.parametrize(("sites", "colluders"), [(3, None), (4, None), (4, 0), (7, None), (10, 2), (40, None)])
+def test_what_those_who_were_heard_can_do_without_is_taken_out_and_what_is_accounted_for_stays(sites, colluders):
+    grid = made(size=8_000, colluders=colluders)
+    known = sites - threshold(sites) if colluders is None else colluders
+    for heard in range(threshold(sites), sites + 1):
+        honest_ones = opened(grid, [np.zeros(8_000)] * (heard - known), sites, heard)  # less all that liars drew
+        least = grid.mechanism.deviation
+        assert 0.96 * least < honest_ones.std() < 1.04 * least * sqrt((heard - known) / (heard - known - 0.999)), heard
+    everybody = opened(grid, [np.zeros(8_000)] * sites, sites, sites)
+    assert everybody.std() == pytest.approx(grid.deviation(sites, sites, sites), rel=0.04)
+    assert grid.deviation(sites, sites, sites) == pytest.approx(
+        grid.mechanism.deviation * sqrt(sites / (sites - known))
+    )
+
+
+def test_a_sum_of_which_some_do_not_tell_keeps_their_noise_and_says_so():
+    grid, links = made(), [token_bytes(LINK) for _ in range(4)]
+    words = [grid.words("x", np.zeros(20_000), 4, link)[0] for link in links]
+    told = [excess.spare(link, 4, 4) for link in links[:2]]
+    left = grid.numbers(np.sum(words, axis=0, dtype=np.uint64) - grid.excess("x", 20_000, 4, 4, told), 4)
+    assert left.std() == pytest.approx(grid.deviation(4, 4, 2), rel=0.025)
+    assert grid.deviation(4, 4, 2) == pytest.approx(grid.mechanism.deviation * sqrt(2 / 3 + 2 / 2))
+
+
+def test_a_build_that_tells_what_more_sites_than_were_heard_can_do_without_leaves_too_little():
+    grid = made()
+    seven_of_ten = [np.zeros(20_000)] * (7 - 3)  # less the three that lie
+    assert opened(grid, seven_of_ten, 10, heard=7).std() == pytest.approx(grid.mechanism.deviation, rel=0.025)
+    assert opened(grid, seven_of_ten, 10, heard=10).std() < 0.8 * grid.mechanism.deviation
+
+
+def test_a_link_tells_the_parts_after_it_and_none_before():
+    root = token_bytes(LINK)
+    whole = list(islice(excess.seeds(root, "delta"), 3))
+    assert excess.rungs(10) == (10, 9, 8, 7)
+    for heard, known in ((10, 3), (9, 2), (8, 1)):
+        link = excess.spare(root, heard, 10)
+        assert list(islice(excess.seeds(link, "delta"), known)) == whole[3 - known :]
+        assert not set(islice(excess.seeds(link, "delta"), 100)) & set(whole[: 3 - known]), "a hash does not run back"
+    assert excess.spare(root, 7, 10) == excess.NOTHING, "the fewest need all of it"
+    assert not set(whole) & set(islice(excess.seeds(root, "noised"), 3)), "each sum of an exchange has noise of its own"
+
+
+@pytest.mark.parametrize("sites", [3, 4, 50, 64, 200, 1000])
+def test_noise_is_ready_for_every_number_of_survivors_in_parts_that_are_large_enough(sites):
+    rungs = excess.rungs(sites)
+    assert (rungs[0], rungs[-1], len(rungs)) == (sites, threshold(sites), min(sites - threshold(sites) + 1, 16))
+    assert list(rungs) == sorted(set(rungs), reverse=True)
+    grid = made(size=100)
+    parts = np.array(grid.parts(sites))
+    liars = sites - threshold(sites)
+    for heard in range(threshold(sites), sites + 1):
+        kept = (parts[: excess.rung(heard, sites) + 1] ** 2).sum() * (heard - liars)
+        assert kept >= grid.mechanism.sigma**2 * (1 - 1e-12), "of those who do not lie"
+
+
+def test_noise_that_nobody_can_have_again_is_asked_for_by_name():
+    with pytest.raises(ValueError, match="expected a link of 32 bytes for the noise of 'delta', found 0"):
+        made(size=10).words("delta", np.zeros(10), 4)
+
+
 def test_shares_that_do_not_reckon_with_the_lost_and_the_liars_are_seen_as_too_little(monkeypatch):
-    monkeypatch.setattr(noised, "honest", lambda sites, colluders: sites)
+    monkeypatch.setattr(noised, "honest", lambda sites, colluders: threshold(sites))
+    monkeypatch.setattr(noised, "rungs", lambda sites: (sites,))
     grid = made()
     left = opened(grid, [np.zeros(20_000)] * 3, 10)
     assert left.std() < 0.6 * grid.mechanism.deviation
@@ -104,8 +174,11 @@ def test_one_patient_moves_a_sum_by_no_more_than_is_accounted_for_on_the_grid(mo
 
 def test_every_answer_draws_anew():
     grid = made()
-    once, again = (grid.words("x", np.zeros(20_000), 4)[0].view(np.int64).astype(float) for _ in range(2))
+    links = [token_bytes(LINK) for _ in range(2)]
+    once, again = (grid.words("x", np.zeros(20_000), 4, link)[0].view(np.int64).astype(float) for link in links)
     assert abs(np.corrcoef(once, again)[0, 1]) < 4 / sqrt(20_000)
+    first, other = (next(excess.seeds(excess.first_link(b"s" * 32, it, "east"), "x")) for it in (b"one", b"other"))
+    assert first != other, "an announcement has a chain of its own"
 
 
 def test_the_sum_of_shares_is_as_good_as_one_discrete_gaussian():
@@ -129,19 +202,19 @@ def test_the_sum_of_shares_is_as_good_as_one_discrete_gaussian():
 
 
 def test_shares_too_small_to_add_up_to_a_gaussian_are_refused():
-    with pytest.raises(UpdateRejected, match="expected a share of noise of 4 steps or more, found 3"):
-        made(size=10).share(300_000)
+    with pytest.raises(UpdateRejected, match=r"expected a share of noise of 4 steps or more, found 3\.9"):
+        made(size=10).parts(3_500)
 
 
 def test_a_sum_that_might_not_fit_its_word_is_refused_and_one_that_is_large_wraps_nothing():
     grid = made(size=10, bits=32, patients=2e6)
     with pytest.raises(UpdateRejected, match=r"found 32 bits: set privacy\.protect\.bits to 64"):
-        grid.words("delta", np.zeros(10), 4)
+        grid.words("delta", np.zeros(10), 4, bytes(LINK))
     fits = made(size=10, bits=32)
     total = opened(fits, [np.full(10, 1e9)] * 4, 4)
     assert total == pytest.approx(400.0, abs=10 * fits.deviation(4, 4))
     with pytest.raises(UpdateRejected, match="expected finite numbers"):
-        fits.words("delta", np.full(10, np.nan), 4)
+        fits.words("delta", np.full(10, np.nan), 4, bytes(LINK))
 
 
 @pytest.mark.parametrize(("colluders", "said"), [(3, "found privacy.dp.colluders = 3"), (2, "")])
@@ -196,9 +269,9 @@ def test_a_round_is_its_steps_of_descent_on_the_sums_that_were_opened(monkeypatc
     of, spied, real = study(), [], Sheet.words
     plan = build(of)
 
-    def spy(sheet, sums, sites):
-        words = real(sheet, sums, sites)
-        spied.append((sheet, {name: array.copy() for name, array in words.items()}, sums))  # masks go on in place
+    def spy(sheet, sums, sites, link):
+        words = real(sheet, sums, sites, link)
+        spied.append((sheet, {name: array.copy() for name, array in words.items()}, sums, link))  # masks go on in place
         return words
 
     monkeypatch.setattr(Sheet, "words", spy)
@@ -210,12 +283,13 @@ def test_a_round_is_its_steps_of_descent_on_the_sums_that_were_opened(monkeypatc
         total = {
             name: np.sum([it[1][name] for it in told], axis=0, dtype=one.dtype) for name, one in told[0][1].items()
         }
+        told[0][0].lighten(total, 4, 4, [excess.spare(it[3], 4, 4) for it in told])
         sums, clipped = told[0][0].sums(total, 4)
         assert (clipped, sums["weight"][0]) == (0, 4.0)
         theta = theta - 0.5 * (sums["delta"] / 4 / dp.batch + 0.01 * plan.family.penalised * theta)
     np.testing.assert_array_equal(second.state.theta, theta)
     assert (second.state.round, second.state.exchange, dict(second.state.work)) == (1, 0, {})
-    for sheet, words, sums in spied[4:16]:
+    for sheet, words, sums, _ in spied[4:16]:
         noise = words["words.delta"].view(np.int32) - np.rint(sums["delta"] / sheet.grids["delta"].mechanism.step)
         assert np.abs(noise).max() > 50, "each has noise of its own before its masks"
 
@@ -272,8 +346,8 @@ def test_statistics_and_every_step_of_every_round_and_what_is_spare_cost_what_th
 def test_the_noise_of_sites_together_is_less_than_that_of_each_and_the_forecast_says_by_how_much():
     apart, together = (forecast(build(study(protect=protect)), 4, 4) for protect in ({"kind": "plain"}, {}))
     assert together.epsilons == apart.epsilons
-    assert together.noise == pytest.approx(apart.noise / sqrt(honest(4, None)))
-    assert together.blurred == pytest.approx(apart.blurred / sqrt(2))
+    assert together.noise == pytest.approx(apart.noise / sqrt(3))
+    assert together.blurred == pytest.approx(apart.blurred / sqrt(3))
     assert any("privacy.dp.spare" in text for text in together.warnings)
     assert not any(
         "privacy.dp.spare" in text for text in (*apart.warnings, *forecast(build(study(spare=3)), 4, 4).warnings)
@@ -287,7 +361,7 @@ def test_the_noise_of_sites_together_is_less_than_that_of_each_and_the_forecast_
 class Bare(Noised):
     """A build that forgot its noise: words are those of a plain grid."""
 
-    def words(self, name, numbers, sites):
+    def words(self, name, numbers, sites, link):
         return Grid.words(replace(Grid(self.bound, self.bits, clip=True)), name, numbers, sites)
 
     def numbers(self, words, sites):

@@ -13,8 +13,9 @@ import pytest
 from fedrounds.core import identity
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.privacy import epoch as epochs
-from fedrounds.core.privacy import masks, secagg, shamir, unmask
+from fedrounds.core.privacy import excess, masks, secagg, shamir, unmask
 from fedrounds.core.privacy.epoch import as_bytes
+from fedrounds.core.privacy.seals import unsealed
 from fedrounds.core.privacy.secagg import Vault
 
 A, B = b"A" * 32, b"B" * 32  # two announcements
@@ -78,13 +79,20 @@ class World:
         )
         return said["shares"]
 
+    def told(self, site, alive, signatures):
+        """The link of its noise that a site tells as it opens."""
+        sealed = {one: self.sealed_by(one, site) for one in self.names}
+        asked = (site, A, 0, self.names, alive, signatures, sealed, self.roster)
+        self.vaults[site], said = secagg.disclose(self.vaults[site], *asked)
+        return said["spare"].tobytes()
+
     def sealed_by(self, dealer, holder, index=0):
         return self.dealt[dealer]["sealed"][index, self.epoch.holders()[dealer].index(holder)].tobytes()
 
     def half(self, dealer, holder, secrets, kind, index=0):
         """A share as a holder that is with the coordinator gives it away: whatever it was asked."""
         seal = masks.opened(secrets.seal)
-        both = secagg._unsealed(seal, self.sealed_by(dealer, holder, index), self.epoch, index, dealer, holder)
+        both = unsealed(seal, self.sealed_by(dealer, holder, index), self.epoch, index, dealer, holder)
         return both[: shamir.SHARE] if kind == "own" else both[shamir.SHARE :]
 
     def signed(self, alive, announced=A, index=0, by=None):
@@ -116,6 +124,33 @@ def test_the_sum_is_exact_whoever_is_lost():
     world = World(4)
     got = world.run(["s0", "s1", "s3"], by=["s0", "s1", "s2"])
     np.testing.assert_array_equal(got, world.true["s0"] + world.true["s1"] + world.true["s3"])
+
+
+def test_noise_that_a_sum_can_do_without_is_told_once_for_the_survivors_that_enough_have_signed_for():
+    world = World(4)
+    everybody, three = world.names, world.names[:3]
+    for site in everybody:
+        world.protect(site)
+    links = {site: secagg.link_of(world.vaults[site], site, A, 0) for site in everybody}
+    assert len(set(links.values())) == 4
+    signed = world.signed(everybody)
+    refused("expected the survivors that were signed for, found others", world.told, "s0", three, signed)
+    refused(
+        "expected 3 signatures over the survivors, found 2", world.told, "s0", everybody, dict(list(signed.items())[:2])
+    )
+    for site in everybody:
+        assert world.told(site, everybody, signed) == excess.spare(links[site], 4, 4) != excess.NOTHING
+        refused("expected index 0 still closed, was asked to open it again", world.told, site, everybody, signed)
+        refused("expected an index that was not used", secagg.link_of, world.vaults[site], site, A, 0)
+
+
+def test_where_the_fewest_survive_no_noise_is_told_and_by_who_was_lost_none_ever():
+    world = World(4)
+    three = world.names[:3]
+    for site in world.names:
+        world.protect(site)
+    signed = world.signed(three)
+    assert {world.told(site, three, signed) for site in world.names} == {excess.NOTHING}
 
 
 def test_an_index_serves_one_announcement():

@@ -11,7 +11,7 @@ from fedrounds.core.privacy import compared, private, sufficient
 from fedrounds.core.privacy.accounting import epsilon
 from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.noise import Gaussian
-from fedrounds.core.privacy.noised import honest
+from fedrounds.core.privacy.noised import made
 from fedrounds.core.privacy.patient import Differential, Scores
 from fedrounds.core.strategy import Exact
 from fedrounds.core.study import Study
@@ -78,7 +78,7 @@ def forecast(plan: Plan, sites: int, rounds: int) -> Forecast | None:
             dp.steps,
         )
     apart = (
-        sqrt(sites / honest(sites, dp.colluders)) / sites if study.masked else 1 / sqrt(sites)
+        sqrt(made(sites, sites, sites, dp.colluders)) / sites if study.masked else 1 / sqrt(sites)
     )  # of one site's noise in the mean
     noise = mechanism.deviation / clip * sqrt(size) * apart / divisor
     drowned = noise if exact else noise / sqrt(max(reach, 1) * steps)  # each exact fit is a new one
@@ -128,6 +128,8 @@ def _doubt(dp: Differential, scores: Scores, study: Study, sites: int) -> float:
     """
     share = study.validation.fraction
     judging = max(sites * dp.patients * share / (1 - share), 1.0)
-    made = sites / honest(sites, dp.colluders) if study.masked else sites  # times the variance of what is accounted for
-    noise = compared.mechanism(dp).deviation * scores.clip * sqrt(made)
+    together = (
+        made(sites, sites, sites, dp.colluders) if study.masked else sites
+    )  # times the variance of what is accounted for
+    noise = compared.mechanism(dp).deviation * scores.clip * sqrt(together)
     return NormalDist().inv_cdf(0.975) * noise / judging

@@ -54,12 +54,16 @@ class Grid:
         """The width of a step, of the bound's shape: a number moves by at most half of it."""
         return self.bound / self.levels(sites)
 
-    def words(self, name: str, numbers: Array, sites: int) -> tuple[Unsigned, int]:
+    def words(self, name: str, numbers: Array, sites: int, link: bytes = b"") -> tuple[Unsigned, int]:
         """The numbers as words, of the same shape, and how many were clipped.
+
+        Args:
+            link: of noise that may be taken away again, of which there is none here.
 
         Raises:
             UpdateRejected: a number is not finite, or beyond a bound that does not clip.
         """
+        del link
         flat, step = numbers.reshape(-1), np.broadcast_to(self.step(sites), numbers.shape).reshape(-1)
         bound = np.broadcast_to(self.bound, numbers.shape).reshape(-1)
         found, clipped = np.empty(flat.size, SIGNED[self.bits]), 0

@@ -27,14 +27,14 @@ from fedrounds.core.privacy.dpsgd import clipping
 from fedrounds.core.privacy.grid import Grid
 from fedrounds.core.privacy.hospital import Hospitals
 from fedrounds.core.privacy.noise import Bits, Gaussian
-from fedrounds.core.privacy.noised import Noised, honest
+from fedrounds.core.privacy.noised import Noised, made
 from fedrounds.core.privacy.patient import Differential
 from fedrounds.core.server import ServerStep
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
 
 ROWS = 2.0**24  # of a site: beyond it statistics are cut off
-HEARD = "heard"  # (2,) how many are in the sum, and how many the roster names: both public
+HEARD = "heard"  # (3,) how many are in the sum, told what noise it can do without, and are on the roster: all public
 
 
 def grids(study: Study, ask: Ask, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Grid]:
@@ -78,10 +78,10 @@ def _counts(study: Study, dp: Differential | Hospitals, size: int) -> Gaussian:
     return Gaussian(private.sensitivity(study), dp.statistics_event().multiplier, size)
 
 
-def surplus(dp: Differential, sums: Sums) -> float:
-    """How many times the variance that is accounted for is in a sum, from who was heard of whom: `heard` (2,)."""
-    heard, sites = (int(number) for number in sums[HEARD])
-    return heard / honest(sites, dp.colluders)
+def surplus(dp: Differential | Hospitals, sums: Sums) -> float:
+    """How many times the variance that is accounted for is in a sum, from who was heard of whom: `heard` (3,)."""
+    heard, told, sites = (int(number) for number in sums[HEARD])
+    return made(heard, told, sites, dp.colluders)
 
 
 def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
@@ -98,9 +98,8 @@ def statistics(study: Study, dp: Differential | Hospitals) -> Algorithm:
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
         ((_, sums),) = replies
-        heard, sites = (int(number) for number in sums[HEARD])
-        total = np.append(float(heard), sums["noised"][1:]) if whole else sums["noised"]
-        noise = _counts(study, dp, size).deviation * sqrt(heard / honest(sites, dp.colluders))
+        total = np.append(sums[HEARD][0], sums["noised"][1:]) if whole else sums["noised"]
+        noise = _counts(study, dp, size).deviation * sqrt(surplus(dp, sums))
         return Folded(replace(state, exchange=0, work={}, statistics=private.agreed(total, study, noise)))
 
     def answer(payload: Payload, memory: SiteState, data: Cohort, rng: np.random.Generator) -> tuple[SiteState, Sums]:

@@ -30,15 +30,18 @@ SLACK = 1e-9  # relative: what floating-point sums of clipped vectors may be off
 class Bits:
     """A stream of random bits: AES-256 in counter mode, keyed by the operating system. Made for a release and then forgotten.
 
+    Args:
+        key: 32 bytes, where the stream must be had again (`excess.py`): they come of the operating system too, by a site's secret.
+
     Guarantees:
-        * two streams never share a key, not even in a process that was forked: each draws its own;
+        * two streams that were given none never share a key, not even in a process that was forked: each draws its own;
         * nothing that a study says changes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes | None = None) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-        self._stream = Cipher(algorithms.AES(secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
+        self._stream = Cipher(algorithms.AES(key or secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """(count,) uniform 64-bit words."""
@@ -90,7 +93,7 @@ def _decided(entries: tuple[int, ...], drawn: int, first: int) -> int:
     return first
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)  # a part of noise each: `excess.rungs` are 16 at most
 def _table(sigma: float) -> tuple[NDArray[np.uint64], NDArray[np.intp], tuple[int, ...]]:
     """2^191 P(|X| <= k) for k = 0, 1, ...: the first 63 bits as an array, and all of them as whole numbers.
 

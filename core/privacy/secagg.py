@@ -34,14 +34,11 @@ from hashlib import sha256
 from itertools import islice
 
 import numpy as np
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedrounds.core import identity
 from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.privacy import epoch as epochs
-from fedrounds.core.privacy import masks, shamir
+from fedrounds.core.privacy import excess, masks, shamir
 from fedrounds.core.privacy.epoch import (
     FEWEST,
     MARK,
@@ -53,6 +50,7 @@ from fedrounds.core.privacy.epoch import (
     quorum_of_shares,
 )
 from fedrounds.core.privacy.masks import Unsigned, Words
+from fedrounds.core.privacy.seals import seal_for, unsealed
 
 MOST = 256  # exchanges of one epoch
 FURTHEST = 1 << 20  # an epoch's number is at most so far from the last one
@@ -157,7 +155,7 @@ def deal(vault: Vault, key: bytes, site: str, epoch: Epoch, roster: Mapping[str,
         seal = masks.opened(one.seal)
         for x, holder in enumerate(holders):
             peer = epoch.seal_keys[epoch.members.index(holder), index].tobytes()
-            cipher = _seal(seal, peer, epoch, index, site, holder)
+            cipher = seal_for(seal, peer, epoch, index, site, holder)
             sealed[index, x] = as_bytes(cipher.encrypt(bytes(12), own[x] + mask[x], None))
             marks[index, x] = [as_bytes(mark(own[x])), as_bytes(mark(mask[x]))]
     signature = identity.seal(key, words_of_shares(epoch, site, sealed, marks))
@@ -263,9 +261,11 @@ def disclose(
 
     Returns:
         shares (members that were asked, 66), in name order; zeros where one dealt nothing to this site, or its seal does not open.
+        spare (32,): the link of this site's noise that the sum can do without; zeros where it needs all, or this site is not in it.
 
     Guarantees:
         * nothing without ⌊2n/3⌋ + 1 valid signatures of members over the very same survivors;
+        * of its noise no more than those survivors, and no fewer, can do without;
         * once: then the secrets of the index are erased, and another set of survivors is refused for ever.
 
     Raises:
@@ -293,12 +293,25 @@ def disclose(
     for row, dealer in enumerate(dealers):
         if site not in holders[dealer]:
             continue
-        both = _unsealed(seal, sealed.get(dealer, b""), epoch, index, dealer, site)
+        both = unsealed(seal, sealed.get(dealer, b""), epoch, index, dealer, site)
         if both:
             half = both[: shamir.SHARE] if dealer in alive else both[shamir.SHARE :]
             shares[row] = as_bytes(half)
+    link = link_of(vault, site, announced, index) if site in alive else excess.NOTHING
+    spare = excess.spare(link, len(alive), epoch.roster) if site in alive else link
     kept = {number: one for number, one in vault.secrets.items() if number != index}
-    return replace(vault, secrets=kept, opened={**vault.opened, index: survivors}), {"shares": shares}
+    opened = {"shares": shares, "spare": as_bytes(spare)}
+    return replace(vault, secrets=kept, opened={**vault.opened, index: survivors}), opened
+
+
+def link_of(vault: Vault, site: str, announced: bytes, index: int) -> bytes:
+    """The first link of this site's noise for one announcement (`excess.first_link`), from a key that nobody else ever holds a share of.
+
+    Raises UpdateRejected where the index is none, or used up.
+    """
+    if index not in vault.secrets:
+        raise UpdateRejected(f"expected an index that was not used, found {index}: it was refused")
+    return excess.first_link(vault.secrets[index].seal, announced, site)
 
 
 def _survived(vault: Vault, site: str, announced: bytes, index: int, alive: Sequence[str]) -> None:
@@ -366,25 +379,3 @@ def words_of_upload(announced: bytes, site: str, digest: bytes) -> bytes:
 def words_of_survivors(announced: bytes, survivors: bytes) -> bytes:
     """What a member signs when it agrees."""
     return b"fedrounds survivors\0" + announced + survivors
-
-
-def _seal(
-    private: X25519PrivateKey, public: bytes, epoch: Epoch, index: int, dealer: str, holder: str
-) -> ChaCha20Poly1305:
-    """The cipher for what one member deals to another for one index: a key that serves this once, so the nonce may be zero."""
-    secret = (
-        sha256(b"fedrounds self\0" + private.private_bytes_raw()).digest()
-        if dealer == holder
-        else masks.shared(private, public)
-    )
-    where = index.to_bytes(4, "little")
-    return ChaCha20Poly1305(masks.seed(secret, b"seal", epoch.digest, where, dealer.encode(), holder.encode()))
-
-
-def _unsealed(private: X25519PrivateKey, sealed: bytes, epoch: Epoch, index: int, dealer: str, holder: str) -> bytes:
-    """Both shares; nothing where the seal does not open."""
-    public = epoch.seal_keys[epoch.members.index(dealer), index].tobytes()
-    try:
-        return _seal(private, public, epoch, index, dealer, holder).decrypt(bytes(12), sealed, None)
-    except InvalidTag:
-        return b""

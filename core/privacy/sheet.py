@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +14,7 @@ from fedrounds.core.errors import UpdateRejected
 from fedrounds.core.params import Array
 from fedrounds.core.privacy.grid import SIGNED, Grid, Unsigned
 from fedrounds.core.privacy.masks import Words
+from fedrounds.core.privacy.noised import Noised
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ class Sheet:
         found = {"words.delta": (sizes["delta"], f"<u{self.grids['delta'].bits // 8}")} if "delta" in sizes else {}
         return {**found, "words.sums": (rest + 1, "<u8")}
 
-    def words(self, sums: Sums, sites: int) -> dict[str, Any]:
+    def words(self, sums: Sums, sites: int, link: bytes = b"") -> dict[str, Any]:
         """The sums of one of so many sites as words, as `layout` has them; the last one counts what was clipped.
+
+        Args:
+            link: the first of the site's noise (`excess.first_link`), where there is noise.
 
         Raises UpdateRejected where a sum is beyond its grid.
         """
@@ -44,7 +48,7 @@ class Sheet:
         rest: list[Any] = []
         clipped = 0
         for name, grid in self.grids.items():
-            words, beyond = grid.words(name, sums[name].reshape(-1), sites)
+            words, beyond = grid.words(name, sums[name].reshape(-1), sites, link)
             clipped += beyond
             if name == "delta":
                 found["words.delta"] = words
@@ -52,6 +56,17 @@ class Sheet:
                 rest.append(words)
         rest.append(np.array([clipped], np.uint64))
         return {**found, "words.sums": np.concatenate(rest)}
+
+    def lighten(self, words: Words, sites: int, heard: int, links: Collection[bytes]) -> None:
+        """Take out of a sum the noise that it can do without, in place.
+
+        Args:
+            words: of the sum of `heard`, as `layout` has them.
+            links: of each of those who told theirs (`excess.spare`).
+        """
+        for name, grid, part in self._parts(words):
+            if isinstance(grid, Noised) and links:
+                np.subtract(part, grid.excess(name, part.size, sites, heard, links), out=part)
 
     def require(self, words: Words, sites: int, heard: int) -> None:
         """Raise UpdateRejected where a sum is beyond what so many sites can have sent, each within its bound: |sum| <= heard * bound.
