@@ -265,8 +265,8 @@ def test_a_group_whose_sum_is_beyond_what_its_sites_can_send_is_left_out(monkeyp
     real = Sheet.words
     calls = []
 
-    def spoilt(self, sums, sites):
-        words = real(self, sums, sites)
+    def spoilt(self, sums, sites, link):
+        words = real(self, sums, sites, link)
         if "delta" in sums and sums["delta"].tobytes() in marked:
             calls.append(1)
             words["words.delta"] = np.full_like(words["words.delta"], 1 << 60)
