@@ -135,6 +135,12 @@ class Evidence:
         """A site's value of a metric for a model to compare with; `kind` is local or pooled."""
         return self.baselines.get(kind, {}).get(site, {}).get(metric)
 
+    @property
+    def alike(self) -> bool:
+        """Whether the models to compare with had as many rounds as the one shown, and the same hospitals' rows."""
+        rounds, sites = self.baselines.get("rounds", self.rounds), self.baselines.get("sites", self.record["sites"])
+        return rounds == self.shown and set(sites) == set(self.record["sites"])
+
     def latest(self, key: str) -> Any:
         """The value under `key` in the last record that has one."""
         return next((visit.record[key] for visit in reversed(self.visits) if visit.record.get(key)), None)

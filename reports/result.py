@@ -123,10 +123,10 @@ def headline(of: Evidence) -> Markup:
             f"The model shown here ({which.rstrip(',')}) was judged on {shown(metrics['n'])} patients whom it did not learn from:"
             f" {SAYS[of.study.target.kind].format(100 * value)} ({NAMES[of.metric]} {figure(value)}{_sure(of)})."
         )
-        pool = of.baselines.get("pooled_all", {}).get(of.metric)
+        pool = of.baselines.get("pooled_all", {}).get(of.metric) if of.alike else None
         if pool is not None:
             parts.append(f"One pool of all rows, which only a simulation can know, would give {figure(pool)}.")
-        parts.append(_against_alone(of))
+        parts.append(_against_alone(of) if of.alike else "")
     out = sorted(set(of.last.get("excluded", {})) | set(of.last.get("refused", {})))
     if out:
         parts.append(f"{listed(out)} did not take part in the last round: see Gates.")
@@ -330,9 +330,10 @@ def sites(of: Evidence) -> Markup | None:
     head += (f"{name} personal", "gain") if _has_own(of) else ()
     head += ("since the start",) if of.origin else ()
     caption = f"{name} of the model of round {of.shown} at each hospital, on patients it did not learn from"
+    unlike = f" The model shown is of round {of.shown}, with its hospitals' rows of then: part of what differs between the columns is that."
     compared = (
-        f"'Alone' and 'pooled' were trained for {count(of.rounds, 'round')} by the study's own rule on its agreed statistics: comparisons, not"
-        " the best that could be done."
+        f"'Alone' and 'pooled' were trained for {count(of.baselines.get('rounds', of.rounds), 'round')} by the study's own rule on its agreed"
+        f" statistics: comparisons, not the best that could be done.{'' if of.alike else unlike}"
         if of.baselines.get("local")
         else "No models to compare with were trained in this run."
     )

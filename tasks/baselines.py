@@ -50,6 +50,8 @@ def compare(run: Run) -> None:
         "local": {name: found[name] for name, found in local.items() if name in found},
         "pooled": {name: metrics(run.plan.task, *scores) for name, scores in pools.items()},
         "pooled_all": metrics(run.plan.task, *total(pools)) if pools else {},
+        "rounds": rounds,
+        "sites": sorted(wards),
         "patients": {name: ward.cohort.patients for name, ward in wards.items() if ward.cohort},
         "token": token,
     }

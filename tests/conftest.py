@@ -42,6 +42,8 @@ COLD = [
 ]
 # Files whose `fedrounds …` are forked as well, however they are started.
 FORKED = ["test_browser", "test_federated", "test_schedule"]
+# An eighth of what tests do is wait for the disk. Who is killed with -9 loses nothing that is in memory either; what a power cut leaves is in no test.
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes: a run leaves 1 GiB at most
 # One, as the product sets it: for matrices as small as these a second one costs more than it does.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATHS = {  # where MLflow's database keeps places on the disk
@@ -85,7 +87,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One process that forks `fedrounds …` for all workers: whoever starts them starts it, and ends it."""
+    """One process that forks `fedrounds …` for all workers: whoever starts them starts it, and ends it. Files in memory, where there is room."""
+    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
     os.environ.update(dict.fromkeys(THREADS, "1"))
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles the house anew, each worker all tests
     sys.dont_write_bytecode = False

@@ -525,6 +525,22 @@ def test_sites_without_models_to_compare_with_are_drawn_without_words_about_them
     assert "Ring: the hospital's own model." in said
 
 
+@pytest.mark.parametrize("unlike", [{"rounds": 4}, {"rounds": 3, "sites": ["site-00", "site-01"]}])
+def test_a_model_is_not_held_against_those_of_other_rounds_or_hospitals(unlike):
+    compared = {"local": {"site-00": {"auc": 0.6}}, "pooled": {}, "pooled_all": {"auc": 0.9}, "patients": {}}
+    like = {"rounds": 3, "sites": ["site-00", "site-01", "site-02"]}
+    said = Page(html(made_up(baselines=compared | like))).said
+    assert "would give 0.900. Against a model of its own, it is better at 1" in said
+    assert "part of what differs" not in said
+    said = Page(html(made_up(baselines=compared | like | unlike))).said
+    assert "would give" not in said
+    assert "Against a model of its own" not in said
+    assert (
+        "The model shown is of round 3, with its hospitals' rows of then: part of what differs between the columns is that."
+        in said
+    )
+
+
 def test_where_every_hospital_does_better_than_all_together_the_worst_lies_above():
     def better(record):
         sites = {
