@@ -14,6 +14,7 @@ from fedrounds.reports.result import NAMES, figure, plain
 from fedrounds.reports.words import count, shown
 
 Note = Mapping[str, Any]
+MOST_NAMES = 12  # of hospitals in a line
 STROKES = (
     "text{font:13px system-ui,sans-serif;fill:var(--ink)}text.soft{fill:var(--soft)}.grid{stroke:var(--faint)}.axis{stroke:var(--soft)}"
     ".bar{fill:var(--bar)}.own{fill:none;stroke:var(--own);stroke-width:2.2}.pool{stroke:var(--pool);stroke-width:2.4}"
@@ -39,11 +40,17 @@ def picture(note: Note) -> str:
 def section(note: Note) -> Markup:
     """Fairness, importance, dependence, attributions and contributions, each with what it does not tell."""
     parts = [_fairness(note), _importance(note), _dependence(note), _contribution(note)]
-    refused = [
-        tag("p", f"{site} answered nothing of this: {reason}.", class_="soft")
-        for site, reason in note["refused"].items()
-    ]
-    return tag("div", parts, refused)
+    return tag("div", tag("p", whom(note)), parts)
+
+
+def whom(note: Note) -> str:
+    """Over whom the figures are, and who did not tell, with each one's reason."""
+    refused = note["refused"]
+    told = [site for site in note["asked"] if site not in refused]
+    names = f": {', '.join(told)}" if 0 < len(told) <= MOST_NAMES else ""
+    said = f"These figures are of {len(told)} of {count(len(note['asked']), 'hospital')}{names}."
+    silent = "; ".join(f"{site} ({reason})" for site, reason in refused.items())
+    return f"{said} Did not tell: {silent}." if silent else said
 
 
 # --- for whom it works ------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def compare(folder: Folder, place: State) -> dict[str, Any]:
     note = found.before
     if note.get("token") != found.token:
         note = _found(found.plan, found.wards, found.state) | {"token": found.token}
-    keep(place, found, NOTE, note)
+    keep(place, found.lineage, NOTE, note)
     return note
 
 
@@ -106,10 +106,15 @@ def ready(folder: Folder, place: State, name: str, champion: bool = False) -> Re
     return Ready(plan, wards, state, lineage, digest([known["token"], state.model_digest, policies]), dict(before))
 
 
-def keep(place: State, of: Ready, name: str, note: dict[str, Any]) -> None:
-    """Write a note into the ledger, and from it into MLflow. Raises StateError where the study was begun anew meanwhile."""
+def unbegun(place: State) -> StateError:
+    """What to raise where no round has closed."""
+    return StateError(f"expected a study that has run in {place.own}, found no closed round: `fedrounds run` starts it")
+
+
+def keep(place: State, lineage: str, name: str, note: dict[str, Any]) -> None:
+    """Write a note about a lineage into the ledger, and from it into MLflow. Raises StateError where the study was begun anew meanwhile."""
     with projector(place) as project, held(place) as ledger:
-        if _of(ledger) != of.lineage:  # `run --fresh` did not wait
+        if _of(ledger) != lineage:  # `run --fresh` did not wait
             raise StateError(f"expected one study in {place.own}, found it begun anew meanwhile: ask again")
         ledger.note(name, note)
         project(tell=True)
@@ -136,7 +141,7 @@ def _read(
                 best = ledger.standing().champion
                 state = ledger.state(ledger.closed(best)) if best else None
                 return _of(ledger), head.state, last, *notes, state
-    raise StateError(f"expected a study that has run in {place.own}, found no closed round: `fedrounds run` starts it")
+    raise unbegun(place)
 
 
 def _of(ledger: Ledger) -> str:

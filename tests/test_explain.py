@@ -670,7 +670,7 @@ def test_repair_writes_them_again_and_asking_again_asks_nobody(told_of, program,
 def test_it_is_refused_in_one_line_where_it_cannot_be(new_study, tmp_path, capfd):
     (tmp_path / "coordinator.toml").write_text("")
     for folder, code, words in (
-        (tmp_path, 10, "are not asked this by mail yet"),
+        (tmp_path, 10, "expected another `public` in"),
         (new_study, 15, "expected a study that has run"),
     ):
         assert main(["explain", str(folder)]) == code
