@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from fedrounds.core.errors import FedroundsError, ServiceError, StateError, StudyError
+from fedrounds.core.errors import FedroundsError, QuorumError, ServiceError, StateError, StudyError
+from fedrounds.core.messages import Reply
 from fedrounds.core.round import Asking, Closed, close_exchange, open_round
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
@@ -19,7 +20,7 @@ from fedrounds.ledger import Ledger
 from fedrounds.tasks import waiting
 from fedrounds.tasks.acts import projector
 from fedrounds.tasks.baselines import digest
-from fedrounds.tasks.correspondence import AWAY, Correspondence
+from fedrounds.tasks.correspondence import AWAY, Correspondence, spoken
 from fedrounds.tasks.explain import HIDDEN, NOTE, noted, require
 from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.matrix import keep, unbegun
@@ -131,7 +132,9 @@ def _closed(run: Correspondence, asking: Asking, reached: set[str]) -> Closed:
     now: Asking | Closed = asking
     while isinstance(now, Asking):
         reached |= set(now.sites)
-        now = close_exchange(now, run.plan, map(read_reply, _replies(run, now)))
+        replies = [read_reply(reply) for reply in _replies(run, now)]
+        _enough(now, replies)
+        now = close_exchange(now, run.plan, replies)
         if isinstance(now, Asking) and now.masking and now.masking.phase == "open":
             run.opening(now.masking)
     return now
@@ -144,6 +147,17 @@ def _replies(run: Correspondence, asking: Asking) -> list[bytes]:
         if run.answering(replies) >= asking.quorum or len(replies) == len(asking.sites) or not left:
             return replies
     raise AssertionError("a question is asked at least once")
+
+
+def _enough(asking: Asking, replies: Iterable[Reply]) -> None:
+    """Raise QuorumError, with everybody's reason, where too few tell for the exchange to close."""
+    unheard = dict.fromkeys(asking.sites, AWAY) | {it.site: it.refusal for it in replies}
+    silent = {site: reason for site, reason in unheard.items() if reason}
+    told = len(unheard) - len(silent)
+    if told < asking.quorum:
+        raise QuorumError(
+            f"expected at least {asking.quorum} of {len(unheard)} hospitals to tell, found {told} ({spoken(silent)}): ask again when they may"
+        )
 
 
 def _over(run: Correspondence) -> None:

@@ -135,6 +135,15 @@ def test_by_default_a_hospital_keeps_the_histograms_of_groups_and_all_else_is_th
             assert "auc" not in mine["everywhere"]
             kept = {name: value for name, value in other["everywhere"].items() if name not in binned}
             assert {name: mine["everywhere"][name] for name in kept} == kept
+    for error, sentence in ((0.5, "Which hospital is worst in AUC cannot be told"), (0.0, "The worst hospital, ")):
+        blurred = {site: found | {"auc_error": error} for site, found in note["sites"].items()}
+        page = "".join(
+            Page(
+                drawn.page(note | {"sites": blurred, "everywhere": note["everywhere"] | {"auc_error": error}}, "toy")
+            ).text
+        )
+        assert sentence in page
+        assert ("± 0.500" in page) == (error > 0)
 
 
 # --- who does not tell ------------------------------------------------------------------------------------------------
@@ -177,7 +186,10 @@ def test_a_hospital_that_its_gate_shut_out_is_not_asked_and_is_named(apart):
 def test_too_few_who_tell_end_it_with_their_reasons_and_leave_nothing(apart):
     study = driven(apart(operations=SHORT))
     before = newest(study)
-    with pytest.raises(QuorumError, match=r"at least 2 sites, found 0 of 3 \(east: it answers nothing that explains"):
+    with pytest.raises(
+        QuorumError,
+        match=r"at least 2 of 3 hospitals to tell, found 0 \(east: it answers nothing that explains .*; south: it",
+    ):
         asked_of(study)
     assert newest(study) == before + 1  # all have said what they say: it is not asked twice
     with Ledger.open(study.place.ledger) as ledger:
