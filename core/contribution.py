@@ -81,7 +81,7 @@ def contribution(of: Setting, theta: Vector) -> Contribution:
     Raises:
         StudyError: updates of few sites cannot be combined, or an exact fit would have to be made too often.
     """
-    first = of.plan.start(of.statistics)
+    first = of.first(of.plan)
     lacking = [0]
     if isinstance(of.plan.study.algorithm, Exact):
         most = GROWN if isinstance(of.plan.study.model, Boosting) else EXACT

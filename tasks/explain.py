@@ -89,7 +89,7 @@ def _brought(of: Ready) -> dict[str, Any]:
     if len(wards) > COMPARED:
         return {"none": f"it is worked out for {COMPARED} hospitals at most"}
     try:
-        return _told(contribution(setting(of.plan, wards, of.state), of.state.theta))
+        return _told(contribution(setting(of.plan, wards, of.state, of.start), of.state.theta))
     except StudyError as error:
         return {"none": str(error)}
 

@@ -518,6 +518,24 @@ def test_a_model_of_fewer_sites_is_put_together_from_the_updates_of_all():
     assert sum(share.shapley for share in found.shares.values()) == pytest.approx(found.whole, rel=1e-12)
 
 
+def test_a_study_that_began_with_a_registered_version_is_put_together_and_compared_from_there():
+    data = compared.rows()
+    cold = compared.setting(compared.study(), data, rounds=2)
+    of = replace(cold, start=np.array([0.5, -0.5, 0.25, 0.1]))
+    start = replace(of.plan.start(of.statistics), theta=of.start)
+    theta = list(simulate(of.plan, data, 2, state=start))[-1].state.theta
+    found = contribution(of, theta)
+    assert (found.same, contribution(cold, theta).same) == (True, False)
+    X, y = (np.concatenate([getattr(data[site], name) for site in sorted(data)]) for name in ("X_valid", "y_valid"))
+    before, after = (log_loss(y, 1 / (1 + np.exp(-X @ model))) for model in (of.start, theta))
+    assert found.whole == pytest.approx(before - after, rel=1e-9)
+    alone, site = of.start, sorted(data)[0]
+    for _ in range(2):
+        alone = compared.descended(alone, [data[site]])
+    np.testing.assert_allclose(baselines.local(of, site).state.theta, alone, rtol=1e-9)
+    assert not np.allclose(baselines.cyclic(of).state.theta, baselines.cyclic(cold).state.theta, rtol=1e-3)
+
+
 def test_momentum_at_the_server_and_memory_at_the_sites_are_put_together_too():
     data = compared.rows()
     for algorithm in (
