@@ -154,7 +154,7 @@ def sampled(
 
 
 def _worth(of: Setting, made: Callable[[frozenset[str]], Vector], first: Vector) -> Value:
-    """v, worked out once for each subset."""
+    """v, worked out once for each subset that is asked for again."""
     shown = baselines.scored(of, baselines.federated(of, first))
     judging = sorted(site for site, (sums, _) in shown.scores.items() if sums[0] > 0) if shown else []
     if not judging:
@@ -166,12 +166,15 @@ def _worth(of: Setting, made: Callable[[frozenset[str]], Vector], first: Vector)
     def loss(theta: Vector) -> float:
         return float(family.losses(family.predict(theta, X), y).mean())
 
-    start = loss(first)
+    start, many = loss(first), len(of.rows)
 
     def value(sites: frozenset[str]) -> float:
-        if sites not in known:
-            known[sites] = start - loss(made(sites))
-        return known[sites]
+        if sites in known:
+            return known[sites]
+        found = start - loss(made(sites))
+        if many <= EXACT or len(sites) == 1 or len(sites) >= many - 1:  # no drawn order meets another set again
+            known[sites] = found
+        return found
 
     return value
 

@@ -16,12 +16,13 @@ from fedrounds.core.round import Closed
 from fedrounds.core.simulate import asked
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
-from fedrounds.tasks.baselines import COMPARED, setting
+from fedrounds.tasks.baselines import setting
 from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.matrix import Ready, keep, ready
 from fedrounds.tasks.withheld import withheld
 
 NOTE = "explained"  # the ledger's note
+BROUGHT = 256  # hospitals whose shares are worked out, by drawn orders: minutes
 HIDDEN = "the study hides its sums: what a hospital brought is not to be known from one model to the next"
 
 
@@ -86,8 +87,8 @@ def _brought(of: Ready) -> dict[str, Any]:
     wards = {name: ward for name, ward in of.wards.items() if ward.cohort}
     if len(wards) < 2:
         return {"none": "one hospital alone brought all of it"}
-    if len(wards) > COMPARED:
-        return {"none": f"it is worked out for {COMPARED} hospitals at most"}
+    if len(wards) > BROUGHT:
+        return {"none": f"it is worked out for {BROUGHT} hospitals at most"}
     try:
         return _told(contribution(setting(of.plan, wards, of.state, of.start), of.state.theta))
     except StudyError as error:

@@ -586,6 +586,16 @@ def test_of_many_sites_orders_are_drawn_by_the_studys_seed_and_the_shares_still_
     assert all(share.error > 0 for share in found.shares.values())
 
 
+def test_what_each_of_many_hospitals_brought_is_told_by_drawn_orders():
+    plan = build(plain())
+    data = {f"{site}{k}": cohort for site, cohort in cohorts(plan.study).items() for k in range(17)}
+    state = list(simulate(plan, data, 1))[-1].state
+    wards = {site: SimpleNamespace(cohort=cohort, policy=OPEN, fingerprint=site) for site, cohort in data.items()}
+    found = _found(Ready(plan, wards, state, "lineage", "token", {}))["contribution"]
+    assert (len(found["shares"]), found["orders"], found["same"]) == (68, ORDERS, True)
+    assert sum(share["shapley"] for share in found["shares"].values()) == pytest.approx(found["whole"], rel=NEAR)
+
+
 def test_updates_of_few_sites_that_cannot_be_combined_are_no_contribution():
     data = compared.rows() | {"south": compared.rows()["east"], "centre": compared.rows()["west"]}
     krum = compared.FEDAVG | {"preset": "krum", "combine": {"attackers": 1}}
