@@ -90,10 +90,11 @@ def _brought(of: Ready) -> dict[str, Any]:
     if len(wards) > BROUGHT:
         return {"none": f"it is worked out for {BROUGHT} hospitals at most"}
     try:
-        return _told(contribution(setting(of.plan, wards, of.state, of.start), of.state.theta))
+        return as_told(contribution(setting(of.plan, wards, of.state, of.start), of.state.theta))
     except StudyError as error:
         return {"none": str(error)}
 
 
-def _told(found: Contribution) -> dict[str, Any]:
+def as_told(found: Contribution) -> dict[str, Any]:
+    """The sites' shares as the ledger notes them."""
     return {**found._asdict(), "shares": {site: share._asdict() for site, share in found.shares.items()}}

@@ -6,27 +6,24 @@ made. Whoever is killed asks again under another number, and hospitals send the 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from fedrounds.core.errors import FedroundsError, QuorumError, ServiceError, StateError, StudyError
-from fedrounds.core.messages import Reply
-from fedrounds.core.round import Asking, Closed, close_exchange, open_round
+from fedrounds.core.errors import FedroundsError, ServiceError, StateError, StudyError
+from fedrounds.core.round import open_round
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
 from fedrounds.ledger import Ledger
 from fedrounds.tasks import waiting
 from fedrounds.tasks.acts import projector
 from fedrounds.tasks.baselines import digest
-from fedrounds.tasks.correspondence import AWAY, Correspondence, spoken
-from fedrounds.tasks.explain import HIDDEN, NOTE, noted, require
+from fedrounds.tasks.brought import brought
+from fedrounds.tasks.correspondence import AWAY, Correspondence
+from fedrounds.tasks.explain import NOTE, noted, require
 from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.matrix import keep, unbegun
-from fedrounds.tasks.ward import read_reply
 
-UNKEPT = "hospitals are apart, and it takes every update that each of them has sent, of which a coordinator keeps none once a round has closed"
 EXCLUDED = "its data did not pass the gate"
 WITHOUT = "the sum was opened without it before, and hospitals open it of no others"
 
@@ -62,7 +59,7 @@ def explain(
         with opened() as run:
             state = _standing(run.ledger, folder.study, place)
             note = _asked(run, state, say or (lambda _: None))
-            complete = not note["refused"].keys() - set(run.excluded)
+            complete = not note["refused"].keys() - set(run.excluded) and "again" not in note["contribution"]
             note |= {"token": _token(run.ledger, state, sites) if complete else ""}
             run.ledger.note(NOTE, note)
             project(tell=True)
@@ -114,50 +111,18 @@ def _asked(run: Correspondence, state: RunState, say: Say) -> dict[str, Any]:
     say(f"asks {', '.join(asking.sites)} by mail: waits up to {operations.federation.deadline} for each answer")
     reached = set[str]()
     try:
-        closed = _closed(run, asking, reached)
+        closed = waiting.closed(run, asking, reached)
+        told = set(closed.heard or closed.explained)
+        shares = brought(run, state, sorted(told), say)
         _over(run)
     except FedroundsError:
         with suppress(ServiceError):  # the next question clears up as well
             _over(run)
         raise
-    told = set(closed.heard or closed.explained)
     silent = {site: AWAY if site in reached else WITHOUT for site in run.wards}
     reasons = silent | dict.fromkeys(run.excluded, EXCLUDED) | dict(closed.refused)
     refused = {site: reasons[site] for site in sorted(run.wards) if site not in told}
-    return noted(run.plan, state, run.wards, closed, refused, {"none": HIDDEN if study.masked else UNKEPT})
-
-
-def _closed(run: Correspondence, asking: Asking, reached: set[str]) -> Closed:
-    """Exchanges until the sums are there; whoever was asked is added to `reached`."""
-    now: Asking | Closed = asking
-    while isinstance(now, Asking):
-        reached |= set(now.sites)
-        replies = [read_reply(reply) for reply in _replies(run, now)]
-        _enough(now, replies)
-        now = close_exchange(now, run.plan, replies)
-        if isinstance(now, Asking) and now.masking and now.masking.phase == "open":
-            run.opening(now.masking)
-    return now
-
-
-def _replies(run: Correspondence, asking: Asking) -> list[bytes]:
-    """The replies to an open exchange. Too few at the deadline: it is asked again, unless all have said what they say."""
-    for left in reversed(range(run.folder.operations.federation.attempts)):
-        replies = asyncio.run(waiting.answers(run, run.question(asking)))
-        if run.answering(replies) >= asking.quorum or len(replies) == len(asking.sites) or not left:
-            return replies
-    raise AssertionError("a question is asked at least once")
-
-
-def _enough(asking: Asking, replies: Iterable[Reply]) -> None:
-    """Raise QuorumError, with everybody's reason, where too few tell for the exchange to close."""
-    unheard = dict.fromkeys(asking.sites, AWAY) | {it.site: it.refusal for it in replies}
-    silent = {site: reason for site, reason in unheard.items() if reason}
-    told = len(unheard) - len(silent)
-    if told < asking.quorum:
-        raise QuorumError(
-            f"expected at least {asking.quorum} of {len(unheard)} hospitals to tell, found {told} ({spoken(silent)}): ask again when they may"
-        )
+    return noted(run.plan, state, run.wards, closed, refused, shares)
 
 
 def _over(run: Correspondence) -> None:

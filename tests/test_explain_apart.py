@@ -20,15 +20,17 @@ from fedrounds.core.errors import QuorumError, StateError, StudyError
 from fedrounds.core.round import Asking
 from fedrounds.ledger import Ledger
 from fedrounds.reports import explained as drawn
-from fedrounds.tasks import audit, federation, founding
+from fedrounds.tasks import audit, federation, founding, updates
+from fedrounds.tasks.brought import UNKEPT
 from fedrounds.tasks.explain import HIDDEN, NOTE, _found
-from fedrounds.tasks.explain_apart import EXCLUDED, UNKEPT, WITHOUT, _asked, _standing, _token, explain
+from fedrounds.tasks.explain_apart import EXCLUDED, WITHOUT, _asked, _standing, _token, explain
 from fedrounds.tasks.matrix import Ready
 from fedrounds.tasks.ward import Ward
 
 WILLING = "explanations = true\nmerge_scores = false\n"  # as a hospital in one process: whole histograms
 FOUR = ("east", "north", "south", "west")
 SHORT = '[federation]\ndeadline = "1s"\nattempts = 1\npoll = 0.02\n'
+KEEPING = "[federation]\npoll = 0.02\nkeep_updates = true\n"
 MAY_NOT = "it answers nothing that explains a model, unless `explanations = true` under [policy] allows it"
 AWAY = "no answer before the deadline"
 
@@ -86,6 +88,10 @@ def in_one_process(study, sites=()):
     return _found(Ready(study.plan, wards, state, "lineage", "token", {}))
 
 
+def replace_federation(read, federation):
+    return dataclasses.replace(read, operations=read.operations.model_copy(update={"federation": federation}))
+
+
 def newest(study):
     with Ledger.open(study.place.ledger) as ledger:
         return ledger.newest_attempt()
@@ -100,7 +106,8 @@ def newest(study):
     ids=["plain", "masked", "encrypted"],
 )
 def test_the_note_of_hospitals_apart_is_that_of_one_process_to_the_last_bit(apart, masked):
-    study = driven(apart(policy=WILLING, masked=masked))
+    study = driven(apart(policy=WILLING, masked=masked, operations=KEEPING if masked else ""))
+    assert not (study.place.own / updates.FOLDER).exists()  # of hidden sums there are none to keep
     with study.run() as run:  # a champion of long ago, when hospitals have answered later rounds since
         run.ledger.act("promote", 1, "it serves well", "a person")
     note, said = asked_of(study)
@@ -144,6 +151,54 @@ def test_by_default_a_hospital_keeps_the_histograms_of_groups_and_all_else_is_th
         )
         assert sentence in page
         assert ("± 0.500" in page) == (error > 0)
+
+
+# --- what each brought ------------------------------------------------------------------------------------------------
+
+
+def test_where_updates_are_kept_what_each_hospital_brought_is_that_of_one_process(apart):
+    study = apart(policy=WILLING, operations=KEEPING)
+    with study.run() as run:
+        study.gate(run)
+        study.visit(run, "statistics")
+        study.visit(run, "train")
+        asking = run.open("train")
+        replies = study.ask(run, asking)
+        run.ledger.commit = dying(
+            lambda *_: None
+        )  # the round is combined, and its updates are kept, but not in the ledger
+        with pytest.raises(Killed):
+            run.aggregate(asking, replies)
+    driven(study)
+    files = [file.name for file in sorted((study.place.own / updates.FOLDER).iterdir())]
+    assert files == [f"{number:06}-000000.update" for number in range(1, ROUNDS + 1)]
+    before = {name: (study.place.own / updates.FOLDER / name).read_bytes() for name in files}
+    (note, said), alone = asked_of(study), in_one_process(study)
+    found, wanted = note.pop("contribution"), alone.pop("contribution")
+    assert note == alone
+    assert said[1:] == ["asks them what the models of 7 sets of hospitals are worth, one by one"]
+    assert (found["same"], found["orders"]) == (wanted["same"], wanted["orders"]) == (True, 0)
+    assert found["whole"] == pytest.approx(wanted["whole"], rel=0, abs=1e-12)
+    for site, share in wanted["shares"].items():
+        assert found["shares"][site] == pytest.approx(share, rel=0, abs=1e-12)
+    assert {name: (study.place.own / updates.FOLDER / name).read_bytes() for name in files} == before
+    assert [study.objects(site) for site in study.SITES] == [[], [], []]
+
+    def mute(site):
+        letter = study.hospital(site).look()
+        if (site, letter.request.ask) != ("north", "score"):
+            study.hospital(site).answer(letter)
+
+    short = study.read.operations.federation.model_copy(update={"deadline": "1s", "attempts": 1})
+    kept, study.read = study.read, replace_federation(study.read, short)
+    note, _ = asked_of(study, mute)
+    assert note["contribution"]["again"] is True
+    assert f"at least 3 of 3 hospitals to tell, found 2 (north: {AWAY})" in note["contribution"]["none"]
+    study.read = kept
+    (study.place.own / updates.FOLDER / files[1]).write_bytes(before[files[1]][:-1])
+    assert asked_of(study)[0]["contribution"] == {"none": "the updates of round 2 cannot be read any more"}
+    (study.place.own / updates.FOLDER / files[1]).unlink()
+    assert asked_of(study)[0]["contribution"] == {"none": "the updates of round 2 were not kept"}
 
 
 # --- who does not tell ------------------------------------------------------------------------------------------------
