@@ -25,6 +25,7 @@ from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.matrix import keep, unbegun
 
 EXCLUDED = "its data did not pass the gate"
+MOST_NAMES = 12  # of hospitals in a line
 WITHOUT = "the sum was opened without it before, and hospitals open it of no others"
 
 Say = Callable[[str], None]
@@ -104,11 +105,12 @@ def _token(ledger: Ledger, state: RunState, sites: Iterable[str]) -> str:
 def _asked(run: Correspondence, state: RunState, say: Say) -> dict[str, Any]:
     """The note, of whoever tells before the deadline."""
     verdicts = run.ledger.verdicts()
-    run.excluded = [site for site, kept in verdicts.items() if kept.verdict["action"] in ("exclude", "halt")]
+    run.excluded = [site for site, kept in verdicts.items() if kept.verdict.get("action") in ("exclude", "halt")]
     operations, study = run.folder.operations, run.folder.study
     quorum, roll = operations.quorum_of(len(run.wards)), run.roll() if study.masked else None
     asking = open_round(state, run.plan, "explain", run.taking_part, quorum, roll=roll)
-    say(f"asks {', '.join(asking.sites)} by mail: waits up to {operations.federation.deadline} for each answer")
+    names = ", ".join(run.taking_part) if len(run.taking_part) <= MOST_NAMES else f"{len(run.taking_part)} hospitals"
+    say(f"asks {names} by mail: waits up to {operations.federation.deadline} for each answer")
     reached = set[str]()
     try:
         closed = waiting.closed(run, asking, reached)

@@ -101,12 +101,17 @@ def newest(study):
 
 
 @pytest.mark.parametrize(
-    "masked",
-    ["", '{ kind = "masked" }', '{ kind = "ckks", key_holder = "east" }'],
-    ids=["plain", "masked", "encrypted"],
+    ("masked", "holder"),
+    [
+        ("", ""),
+        ('{ kind = "masked" }', ""),
+        ('{ kind = "ckks", key_holder = "east" }', ""),
+        ('{ kind = "ckks", holder = "trustee" }', "trustee"),
+    ],
+    ids=["plain", "masked", "encrypted", "third party"],
 )
-def test_the_note_of_hospitals_apart_is_that_of_one_process_to_the_last_bit(apart, masked):
-    study = driven(apart(policy=WILLING, masked=masked, operations=KEEPING if masked else ""))
+def test_the_note_of_hospitals_apart_is_that_of_one_process_to_the_last_bit(apart, masked, holder):
+    study = driven(apart(policy=WILLING, masked=masked, holder=holder, operations=KEEPING if masked else ""))
     assert not (study.place.own / updates.FOLDER).exists()  # of hidden sums there are none to keep
     with study.run() as run:  # a champion of long ago, when hospitals have answered later rounds since
         run.ledger.act("promote", 1, "it serves well", "a person")
