@@ -45,6 +45,7 @@ class Setting:
         rows: site -> its design matrices, encoded by `statistics`.
         policies: site -> what it allows; a site that has none allows all.
         rounds: closed training rounds of the study.
+        start: (size,) the model that the study began with, where that is a registered version's; else its seed says.
     """
 
     plan: Plan
@@ -52,6 +53,12 @@ class Setting:
     statistics: Statistics
     rounds: int
     policies: Mapping[str, Policy]
+    start: Vector | None = None
+
+    def first(self, plan: Plan) -> RunState:
+        """The state that learning by this plan begins with."""
+        state = plan.start(self.statistics)
+        return state if self.start is None else replace(state, theta=self.start)
 
 
 class Model(NamedTuple):
@@ -157,7 +164,7 @@ def cyclic(of: Setting) -> Model:
         )
     parts = {"combine": WeightedMean(kind="weighted_mean"), "server": Sgd(kind="sgd")}
     plan = _alone(of.plan, parts)
-    start = state = plan.start(of.statistics)
+    start = state = of.first(plan)
     try:
         for number in range(of.rounds):
             for site in sorted(of.rows):
@@ -221,7 +228,7 @@ def _alone(plan: Plan, parts: Mapping[str, object]) -> Plan:
 def _trained(of: Setting, plan: Plan, rows: Mapping[str, Rows]) -> Model:
     """Trained by all of these sites: where one cannot answer, there is no model."""
     try:
-        start = plan.start(of.statistics)
+        start = of.first(plan)
         state = start
         quorum = plan.study.participation.goal(len(rows))
         visits = simulate(plan, rows, of.rounds, state=start, quorum=quorum, policy=of.policies)

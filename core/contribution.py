@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fedrounds.core import baselines
-from fedrounds.core.algorithm import Folded, Sums
+from fedrounds.core.algorithm import Algorithm, Folded, Sums
 from fedrounds.core.baselines import NO_MODEL, Setting
 from fedrounds.core.errors import StudyError
 from fedrounds.core.models.boosting import Boosting
 from fedrounds.core.params import Vector
-from fedrounds.core.plan import seed
+from fedrounds.core.plan import Plan, seed
 from fedrounds.core.simulate import simulate
 from fedrounds.core.state import RunState
 from fedrounds.core.strategy import Exact
@@ -35,6 +35,7 @@ ORDERS = 100  # drawn
 NEAR = 0.01  # of v(all): from there on the rest of an order adds nothing
 
 Value = Callable[[frozenset[str]], float]
+Updates = Sequence[Sequence[tuple[str, Sums]]]  # of each exchange: site -> what it sent, in site order
 
 
 class Share(NamedTuple):
@@ -81,7 +82,7 @@ def contribution(of: Setting, theta: Vector) -> Contribution:
     Raises:
         StudyError: updates of few sites cannot be combined, or an exact fit would have to be made too often.
     """
-    first = of.plan.start(of.statistics)
+    first = of.first(of.plan)
     lacking = [0]
     if isinstance(of.plan.study.algorithm, Exact):
         most = GROWN if isinstance(of.plan.study.model, Boosting) else EXACT
@@ -98,22 +99,64 @@ def contribution(of: Setting, theta: Vector) -> Contribution:
         whole = made(frozenset(sites))
     except NO_MODEL as error:
         raise StudyError(f"expected the rounds of the study to be made again, found: {error}") from None
-    value = _worth(of, made, first.theta)
+    value, anew = _worth(of, made, first.theta), isinstance(of.plan.study.algorithm, Exact)
     try:
-        if len(sites) <= EXACT:
-            shares, orders = {site: (share, 0.0) for site, share in shapley(sites, value).items()}, 0
-        else:
-            shares, orders = sampled(sites, value, np.random.default_rng(seed(of.plan.digest, "contribution"))), ORDERS
-        every = value(frozenset(sites))
-        found = {
-            site: Share(*shares[site], value(frozenset([site])), every - value(frozenset(sites) - {site}))
-            for site in sites
-        }
+        shares, orders = _shares(sites, value, of.plan.digest)
     except NO_MODEL as error:
-        raise StudyError(f"expected updates that any sites can be combined of, found: {error}") from None
-    return Contribution(
-        found, every, orders, bool(np.array_equal(whole, theta)), isinstance(of.plan.study.algorithm, Exact), lacking[0]
-    )
+        raise _uncombined(error) from None
+    return Contribution(shares, value(frozenset(sites)), orders, np.array_equal(whole, theta), anew, lacking[0])
+
+
+def of_updates(
+    plan: Plan, first: RunState, theta: Vector, updates: Updates, loss: Callable[[Vector], float]
+) -> Contribution:
+    """Every site's share in the model that recorded updates have led to.
+
+    Args:
+        first: the state that they began with.
+        theta: (size,) the study's model, to compare with.
+        updates: of every exchange of the study's rounds, in order.
+        loss: a model (size,) -> its mean loss on the patients set aside; asked once for each set of sites.
+
+    Raises:
+        StudyError: updates of few sites cannot be combined. What `loss` raises comes through.
+    """
+    made = _put_together(plan.algorithms["train"], first, updates)
+    sites = sorted({site for replies in updates for site, _ in replies})
+    worth: dict[frozenset[str], float] = {}
+    start = loss(first.theta)
+
+    def model(chosen: frozenset[str]) -> Vector:
+        try:
+            return made(chosen)
+        except NO_MODEL as error:
+            raise _uncombined(error) from None
+
+    def value(chosen: frozenset[str]) -> float:
+        if chosen not in worth:
+            worth[chosen] = start - loss(model(chosen))
+        return worth[chosen]
+
+    shares, orders = _shares(sites, value, plan.digest)
+    same = np.array_equal(model(frozenset(sites)), theta)
+    return Contribution(shares, value(frozenset(sites)), orders, same, False, 0)
+
+
+def _uncombined(error: Exception) -> StudyError:
+    return StudyError(f"expected updates that any sites can be combined of, found: {error}")
+
+
+def _shares(sites: Sequence[str], value: Value, digest: str) -> tuple[dict[str, Share], int]:
+    """Each site's, and how many orders were drawn for them."""
+    if len(sites) <= EXACT:
+        shares, orders = {site: (share, 0.0) for site, share in shapley(sites, value).items()}, 0
+    else:
+        shares, orders = sampled(sites, value, np.random.default_rng(seed(digest, "contribution"))), ORDERS
+    every = value(frozenset(sites))
+    found = {
+        site: Share(*shares[site], value(frozenset([site])), every - value(frozenset(sites) - {site})) for site in sites
+    }
+    return found, orders
 
 
 def shapley(players: Sequence[str], value: Value) -> dict[str, float]:
@@ -154,7 +197,7 @@ def sampled(
 
 
 def _worth(of: Setting, made: Callable[[frozenset[str]], Vector], first: Vector) -> Value:
-    """v, worked out once for each subset."""
+    """v, worked out once for each subset that is asked for again."""
     shown = baselines.scored(of, baselines.federated(of, first))
     judging = sorted(site for site, (sums, _) in shown.scores.items() if sums[0] > 0) if shown else []
     if not judging:
@@ -166,12 +209,15 @@ def _worth(of: Setting, made: Callable[[frozenset[str]], Vector], first: Vector)
     def loss(theta: Vector) -> float:
         return float(family.losses(family.predict(theta, X), y).mean())
 
-    start = loss(first)
+    start, many = loss(first), len(of.rows)
 
     def value(sites: frozenset[str]) -> float:
-        if sites not in known:
-            known[sites] = start - loss(made(sites))
-        return known[sites]
+        if sites in known:
+            return known[sites]
+        found = start - loss(made(sites))
+        if many <= EXACT or len(sites) == 1 or len(sites) >= many - 1:  # no drawn order meets another set again
+            known[sites] = found
+        return found
 
     return value
 
@@ -179,20 +225,25 @@ def _worth(of: Setting, made: Callable[[frozenset[str]], Vector], first: Vector)
 def _combined(of: Setting, first: RunState) -> Callable[[frozenset[str]], Vector]:
     """The model of any sites, of the updates that all of them made in the study's rounds."""
     train = of.plan.algorithms["train"]
-    rounds: list[list[tuple[str, Sums]]] = []
+    rounds: list[Sequence[tuple[str, Sums]]] = []
 
     def fold(state: RunState, replies: Iterable[tuple[str, Sums]]) -> Folded:
-        rounds.append(list(replies))
+        rounds.append(tuple(replies))
         return train.fold(state, rounds[-1])
 
     plan = replace(of.plan, algorithms={**of.plan.algorithms, "train": train._replace(fold=fold)})
     visits = simulate(plan, of.rows, of.rounds, state=first, policy=of.policies)
     for _ in range(of.rounds):
         next(visits)
+    return _put_together(train, first, rounds)
+
+
+def _put_together(train: Algorithm, first: RunState, updates: Updates) -> Callable[[frozenset[str]], Vector]:
+    """The model of any sites, of these updates."""
 
     def made(sites: frozenset[str]) -> Vector:
         state = first
-        for replies in rounds:
+        for replies in updates:
             mine = [(site, sums) for site, sums in replies if site in sites]
             state = train.fold(state, mine).state if mine else state
         return state.theta

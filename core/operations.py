@@ -150,12 +150,14 @@ class Federation(Frozen):
         attempts: how often a question without a quorum is asked before the run ends; the next run goes on from there.
         poll: seconds between two looks for replies.
         patience: how long a run waits for a database or a server that went away.
+        keep_updates: whether the coordinator keeps what each hospital has sent in training, to tell later what each brought.
     """
 
     deadline: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,3}[smhd]$")] = "10m"
     attempts: int = Field(default=3, ge=1, le=100)
     poll: float = Field(default=0.2, ge=0.01, le=60)
     patience: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,3}[smhd]$")] = "1h"
+    keep_updates: bool = False
 
     @property
     def deadline_s(self) -> int:

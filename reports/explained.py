@@ -14,6 +14,8 @@ from fedrounds.reports.result import NAMES, figure, plain
 from fedrounds.reports.words import count, shown
 
 Note = Mapping[str, Any]
+MOST_NAMES = 12  # of hospitals in a line
+SEEN = 0.0005  # what shows in a figure
 STROKES = (
     "text{font:13px system-ui,sans-serif;fill:var(--ink)}text.soft{fill:var(--soft)}.grid{stroke:var(--faint)}.axis{stroke:var(--soft)}"
     ".bar{fill:var(--bar)}.own{fill:none;stroke:var(--own);stroke-width:2.2}.pool{stroke:var(--pool);stroke-width:2.4}"
@@ -39,11 +41,17 @@ def picture(note: Note) -> str:
 def section(note: Note) -> Markup:
     """Fairness, importance, dependence, attributions and contributions, each with what it does not tell."""
     parts = [_fairness(note), _importance(note), _dependence(note), _contribution(note)]
-    refused = [
-        tag("p", f"{site} answered nothing of this: {reason}.", class_="soft")
-        for site, reason in note["refused"].items()
-    ]
-    return tag("div", parts, refused)
+    return tag("div", tag("p", whom(note)), parts)
+
+
+def whom(note: Note) -> str:
+    """Over whom the figures are, and who did not tell, with each one's reason."""
+    refused = note["refused"]
+    told = [site for site in note["asked"] if site not in refused]
+    names = f": {', '.join(told)}" if 0 < len(told) <= MOST_NAMES else ""
+    said = f"These figures are of {len(told)} of {count(len(note['asked']), 'hospital')}{names}."
+    silent = "; ".join(f"{site} ({reason})" for site, reason in refused.items())
+    return f"{said} Did not tell: {silent}." if silent else said
 
 
 # --- for whom it works ------------------------------------------------------------------------------------------------
@@ -57,8 +65,11 @@ def _fairness(note: Note) -> Markup:
     if len(at) > 1 and together is not None:
         worst = min(at, key=lambda site: at[site][metric])
         gap = together - at[worst][metric]
+        blur = _blur(note, at[worst]) + _blur(note, note["everywhere"])
         said.append(
-            f"The worst hospital, {worst}, lies {figure(abs(gap))} {'below' if gap > 0 else 'above'} all together in {name}"
+            f"Which hospital is worst in {name} cannot be told: the histograms that left are too coarse."
+            if abs(gap) < blur
+            else f"The worst hospital, {worst}, lies {figure(abs(gap))} {'below' if gap > 0 else 'above'} all together in {name}"
             f" ({figure(at[worst][metric])} against {figure(together)})."
         )
     body += [_row(site, note["sites"][site], note) for site in sorted(note["sites"])]
@@ -66,8 +77,11 @@ def _fairness(note: Note) -> Markup:
         groups = [group for group in parting["groups"] if group["everywhere"].get(metric) is not None]
         if len(groups) > 1:
             low, high = (choose(groups, key=lambda group: group["everywhere"][metric]) for choose in (min, max))
+            blur = sum(_blur(note, group["everywhere"]) for group in (low, high))
             said.append(
-                f"By {parting['feature']}, {name} goes from {figure(low['everywhere'][metric])} ({low['group']}) to"
+                f"By {parting['feature']}, the histograms are too coarse to tell where {name} is low."
+                if high["everywhere"][metric] - low["everywhere"][metric] < blur
+                else f"By {parting['feature']}, {name} goes from {figure(low['everywhere'][metric])} ({low['group']}) to"
                 f" {figure(high['everywhere'][metric])} ({high['group']})."
             )
         body += [
@@ -87,6 +101,8 @@ def _fairness(note: Note) -> Markup:
         " told apart by subtracting. Small groups differ by chance alone."
     )
     notes = [few]
+    if any(_blur(note, found) >= SEEN for found in (note["everywhere"], *note["sites"].values())):
+        notes.append(f"After ±: by how much {name} may be off at most, as it is read from histograms.")
     if note["masked"]:
         notes.append(
             f"Sums of {count(note['masked'], 'hospital')} were opened together: how the model does at one of them is not known."
@@ -104,8 +120,25 @@ def _row(name: str, found: Mapping[str, float], note: Note) -> list[object]:
     metric, loss = note["metric"], note["loss"]
     value, together = found.get(metric), note["everywhere"].get(metric)
     gap = value - together if value is not None and together is not None else None
-    row: list[object] = [name, shown(found.get("n")), figure(value), figure(gap, signed=True), figure(found.get(loss))]
+    row: list[object] = [
+        name,
+        shown(found.get("n")),
+        _blurred(note, found),
+        figure(gap, signed=True),
+        figure(found.get(loss)),
+    ]
     return row + ([figure(found.get("brier")), figure(found.get("accuracy"))] if _classes(note) else [])
+
+
+def _blur(note: Note, found: Mapping[str, float]) -> float:
+    """By how much a histogram's metric may be off: more where cells of few patients left together."""
+    return found.get(f"{note['metric']}_error", 0.0)
+
+
+def _blurred(note: Note, found: Mapping[str, float]) -> str:
+    """The metric, and by how much it may be off where that shows."""
+    value, blur = figure(found.get(note["metric"])), _blur(note, found)
+    return f"{value} ± {figure(blur)}" if blur >= SEEN else value
 
 
 # --- what it goes by --------------------------------------------------------------------------------------------------
@@ -232,7 +265,7 @@ def told(note: Note) -> list[list[tuple[str, ...]]]:
     metric, loss = NAMES[note["metric"]], NAMES[note["loss"]]
     people = [("all", note["everywhere"]), *sorted(note["sites"].items())]
     people += [(f"{p['feature']}: {g['group']}", g["everywhere"]) for p in note["subgroups"] for g in p["groups"]]
-    groups = [(n, shown(f.get("n")), figure(f.get(note["metric"])), figure(f.get(note["loss"]))) for n, f in people]
+    groups = [(n, shown(f.get("n")), _blurred(note, f), figure(f.get(note["loss"]))) for n, f in people]
     found = [[("for whom", "judged", metric, loss), *groups]]
     features = [(name, plain(value), plain(reach)) for name, value, reach in _importances(note)]
     if features:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fedrounds.core import baselines
 from fedrounds.core.baselines import Setting
 from fedrounds.core.evaluate import metrics, total
+from fedrounds.core.params import Vector
 from fedrounds.core.plan import Plan
 from fedrounds.core.preprocess import encode
 from fedrounds.core.state import RunState
+from fedrounds.tasks.origin import recorded
 from fedrounds.tasks.withheld import withheld
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def compare(run: Run) -> None:
         run.ledger.note("baselines", {"sites": sorted(wards), "token": token})
         return
     with withheld("to train the models to compare with"):
-        of = setting(run.plan, wards, run.state)
+        of = setting(run.plan, wards, run.state, recorded(run.folder.study, run.ledger))
         local = {name: _metrics(replace(of, rows={name: of.rows[name]}), baselines.local(of, name)) for name in of.rows}
         pooled = baselines.scored(of, baselines.pooled(of))
     pools = pooled.scores if pooled else {}
@@ -58,15 +60,15 @@ def compare(run: Run) -> None:
     run.ledger.note("baselines", table)
 
 
-def setting(plan: Plan, wards: Mapping[str, Ward], state: RunState) -> Setting:
-    """The wards' rows by the study's agreed statistics, and what each ward's policy allows."""
+def setting(plan: Plan, wards: Mapping[str, Ward], state: RunState, start: Vector | None = None) -> Setting:
+    """The wards' rows by the study's agreed statistics, what each ward's policy allows, and what the study began with (`origin.recorded`)."""
     rows = {
         name: encode(ward.cohort, plan.study, state.statistics, plan.ones)
         for name, ward in sorted(wards.items())
         if ward.cohort
     }
     policies = {name: wards[name].policy for name in rows}
-    return Setting(plan, rows, state.statistics, state.round, policies)
+    return Setting(plan, rows, state.statistics, state.round, policies, start)
 
 
 def about(wards: Mapping[str, Ward], rounds: int) -> str:

@@ -22,7 +22,7 @@ from fedrounds.core.phases import step_of, subject_of
 from fedrounds.core.privacy.agreed import rosters_of
 from fedrounds.core.round import Asking, Roll
 from fedrounds.ledger import Receipt
-from fedrounds.tasks import drift, participation, witness
+from fedrounds.tasks import drift, participation, updates, witness
 from fedrounds.tasks.acts import present
 from fedrounds.tasks.desk import Desk, Question
 from fedrounds.tasks.run import Run
@@ -57,6 +57,12 @@ class Correspondence(Run):
         head = self.ledger.head()
         if head:
             self.visit, self.state = head.visit, present(self.ledger, head)
+
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        study, federation = self.folder.study, self.folder.operations.federation
+        if federation.keep_updates and not (study.masked or study.privacy.dp):  # else there are none of one hospital
+            self.plan = updates.keeping(self.plan, self.place.own / updates.FOLDER)
 
     # --- one question -------------------------------------------------------------------------------------------------
 

@@ -5,19 +5,24 @@ Nothing is trained or asked under the lease: it is taken to write the result dow
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedrounds.core.contribution import Contribution, contribution
 from fedrounds.core.errors import StudyError
 from fedrounds.core.explained import understood
+from fedrounds.core.plan import Plan
+from fedrounds.core.round import Closed
 from fedrounds.core.simulate import asked
+from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
-from fedrounds.tasks.baselines import COMPARED, setting
+from fedrounds.tasks.baselines import setting
 from fedrounds.tasks.folder import Folder, State
 from fedrounds.tasks.matrix import Ready, keep, ready
 from fedrounds.tasks.withheld import withheld
 
 NOTE = "explained"  # the ledger's note
+BROUGHT = 256  # hospitals whose shares are worked out, by drawn orders: minutes
 HIDDEN = "the study hides its sums: what a hospital brought is not to be known from one model to the next"
 
 
@@ -35,7 +40,7 @@ def explain(folder: Folder, place: State) -> dict[str, Any]:
     require(folder.study)
     found = ready(folder, place, NOTE, champion=True)
     note = found.before if found.before.get("token") == found.token else _found(found) | {"token": found.token}
-    keep(place, found, NOTE, note)
+    keep(place, found.lineage, NOTE, note)
     return note
 
 
@@ -53,14 +58,24 @@ def _found(of: Ready) -> dict[str, Any]:
     policies = {name: of.wards[name].policy for name in cohorts}
     with withheld("to explain the model"):
         closed = asked(of.plan, cohorts, "explain", of.state, policies)
-        told = understood(of.plan, of.state.statistics, closed.explained)
-        brought = _brought(of)
+        return noted(of.plan, of.state, cohorts, closed, closed.refused, _brought(of))
+
+
+def noted(
+    plan: Plan,
+    state: RunState,
+    sites: Iterable[str],
+    closed: Closed,
+    refused: Mapping[str, str],
+    brought: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the sums of a closed visit say of the model of `state`, as the ledger notes it."""
     return {
-        "round": of.state.round,
-        "asked": sorted(cohorts),
-        "masked": len(closed.heard) if of.plan.study.masked else 0,
-        **told,
-        "refused": dict(closed.refused),
+        "round": state.round,
+        "asked": sorted(sites),
+        "masked": len(closed.heard) if plan.study.masked else 0,
+        **understood(plan, state.statistics, closed.explained),
+        "refused": dict(refused),
         "contribution": brought,
     }
 
@@ -72,13 +87,14 @@ def _brought(of: Ready) -> dict[str, Any]:
     wards = {name: ward for name, ward in of.wards.items() if ward.cohort}
     if len(wards) < 2:
         return {"none": "one hospital alone brought all of it"}
-    if len(wards) > COMPARED:
-        return {"none": f"it is worked out for {COMPARED} hospitals at most"}
+    if len(wards) > BROUGHT:
+        return {"none": f"it is worked out for {BROUGHT} hospitals at most"}
     try:
-        return _told(contribution(setting(of.plan, wards, of.state), of.state.theta))
+        return as_told(contribution(setting(of.plan, wards, of.state, of.start), of.state.theta))
     except StudyError as error:
         return {"none": str(error)}
 
 
-def _told(found: Contribution) -> dict[str, Any]:
+def as_told(found: Contribution) -> dict[str, Any]:
+    """The sites' shares as the ledger notes them."""
     return {**found._asdict(), "shares": {site: share._asdict() for site, share in found.shares.items()}}

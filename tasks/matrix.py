@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from fedrounds.core.baselines import Cell, Line, matrix
 from fedrounds.core.errors import StateError, StudyError
 from fedrounds.core.evaluate import HEADLINE, LOSS
+from fedrounds.core.params import Vector
 from fedrounds.core.plan import Plan, build
 from fedrounds.core.state import RunState
 from fedrounds.core.study import Study
@@ -18,6 +19,7 @@ from fedrounds.ledger import Entry, Ledger
 from fedrounds.tasks.acts import held, projector
 from fedrounds.tasks.baselines import COMPARED, about, digest, setting
 from fedrounds.tasks.folder import Folder, State
+from fedrounds.tasks.origin import recorded
 from fedrounds.tasks.remembered import Remembered
 from fedrounds.tasks.ward import Ward
 from fedrounds.tasks.withheld import withheld
@@ -51,8 +53,8 @@ def compare(folder: Folder, place: State) -> dict[str, Any]:
         )
     note = found.before
     if note.get("token") != found.token:
-        note = _found(found.plan, found.wards, found.state) | {"token": found.token}
-    keep(place, found, NOTE, note)
+        note = _found(found) | {"token": found.token}
+    keep(place, found.lineage, NOTE, note)
     return note
 
 
@@ -63,6 +65,7 @@ class Ready(NamedTuple):
         state: of its last round, or with the champion's model.
         token: of the data, the model and the policies.
         before: the note that is there already.
+        start: the version's model that it began with, where it did.
     """
 
     plan: Plan
@@ -71,6 +74,7 @@ class Ready(NamedTuple):
     lineage: str
     token: str
     before: dict[str, Any]
+    start: Vector | None = None
 
 
 def ready(folder: Folder, place: State, name: str, champion: bool = False) -> Ready:
@@ -84,7 +88,7 @@ def ready(folder: Folder, place: State, name: str, champion: bool = False) -> Re
         StudyError: the rows are elsewhere.
         StateError: it has not run to the end on the present data.
     """
-    lineage, state, last, known, before, best = _read(place, name)
+    lineage, state, last, known, before, best, start = _read(place, folder.study, name)
     carrier = last.record.get("carrier", "process")
     if carrier != "process":
         raise StudyError(
@@ -103,13 +107,20 @@ def ready(folder: Folder, place: State, name: str, champion: bool = False) -> Re
         )
     policies = {name: [ward.policy.model_dump(mode="json"), list(ward.aside)] for name, ward in wards.items()}
     state = best if champion and best else state
-    return Ready(plan, wards, state, lineage, digest([known["token"], state.model_digest, policies]), dict(before))
+    began = [] if start is None else [start.tolist()]
+    token = digest([known["token"], state.model_digest, policies, *began])
+    return Ready(plan, wards, state, lineage, token, dict(before), start)
 
 
-def keep(place: State, of: Ready, name: str, note: dict[str, Any]) -> None:
-    """Write a note into the ledger, and from it into MLflow. Raises StateError where the study was begun anew meanwhile."""
+def unbegun(place: State) -> StateError:
+    """What to raise where no round has closed."""
+    return StateError(f"expected a study that has run in {place.own}, found no closed round: `fedrounds run` starts it")
+
+
+def keep(place: State, lineage: str, name: str, note: dict[str, Any]) -> None:
+    """Write a note about a lineage into the ledger, and from it into MLflow. Raises StateError where the study was begun anew meanwhile."""
     with projector(place) as project, held(place) as ledger:
-        if _of(ledger) != of.lineage:  # `run --fresh` did not wait
+        if _of(ledger) != lineage:  # `run --fresh` did not wait
             raise StateError(f"expected one study in {place.own}, found it begun anew meanwhile: ask again")
         ledger.note(name, note)
         project(tell=True)
@@ -125,9 +136,9 @@ def require(study: Study) -> None:
 
 
 def _read(
-    place: State, name: str
-) -> tuple[str, RunState, Entry, Mapping[str, Any], Mapping[str, Any], RunState | None]:
-    """The lineage, the last state, the last visit that went to patients, what the run compared, the note, and the champion's state."""
+    place: State, study: Study, name: str
+) -> tuple[str, RunState, Entry, Mapping[str, Any], Mapping[str, Any], RunState | None, Vector | None]:
+    """The lineage, the last state, the last visit that went to patients, what the run compared, the note, the champion's state, the start."""
     if place.begun:
         with Ledger.open(place.ledger) as ledger:
             head, last = ledger.head(), ledger.progress(besides="profile")
@@ -135,8 +146,8 @@ def _read(
                 notes = ledger.noted("baselines") or {}, ledger.noted(name) or {}
                 best = ledger.standing().champion
                 state = ledger.state(ledger.closed(best)) if best else None
-                return _of(ledger), head.state, last, *notes, state
-    raise StateError(f"expected a study that has run in {place.own}, found no closed round: `fedrounds run` starts it")
+                return _of(ledger), head.state, last, *notes, state, recorded(study, ledger)
+    raise unbegun(place)
 
 
 def _of(ledger: Ledger) -> str:
@@ -157,9 +168,10 @@ def _wards(folder: Folder, place: State, plan: Plan, names: list[str]) -> dict[s
     return found
 
 
-def _found(plan: Plan, wards: Mapping[str, Ward], state: RunState) -> dict[str, Any]:
+def _found(of: Ready) -> dict[str, Any]:
+    plan, wards, state = of.plan, of.wards, of.state
     with withheld("to train the models to compare with"):
-        found = matrix(setting(plan, wards, state), state.theta)
+        found = matrix(setting(plan, wards, state, of.start), state.theta)
     return {
         "round": state.round,
         "metric": HEADLINE[plan.task],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedrounds.core.errors import FedroundsError, StateError, StudyError
 from fedrounds.core.origin import Origin, begun
-from fedrounds.core.params import digest
+from fedrounds.core.params import Vector, digest
 from fedrounds.core.plan import Plan
 from fedrounds.core.state import RunState, dump, load
 from fedrounds.core.study import Study
@@ -47,6 +47,12 @@ def beginning(plan: Plan, place: State, ledger: Ledger) -> RunState:
         kept = {"study": plan.digest, **about, "state": base64.b64encode(dump(state)).decode()}
         ledger.note(NOTE, kept)
     return load(base64.b64decode(kept["state"]))
+
+
+def recorded(study: Study, ledger: Ledger) -> Vector | None:
+    """The version's model that the lineage began with, None where it began with its seed's."""
+    kept = ledger.noted(NOTE) if study.start else None
+    return load(base64.b64decode(kept["state"])).theta if kept and kept["study"] == study.digest else None
 
 
 def fetched(version: str, place: State) -> Origin:

@@ -518,6 +518,24 @@ def test_a_model_of_fewer_sites_is_put_together_from_the_updates_of_all():
     assert sum(share.shapley for share in found.shares.values()) == pytest.approx(found.whole, rel=1e-12)
 
 
+def test_a_study_that_began_with_a_registered_version_is_put_together_and_compared_from_there():
+    data = compared.rows()
+    cold = compared.setting(compared.study(), data, rounds=2)
+    of = replace(cold, start=np.array([0.5, -0.5, 0.25, 0.1]))
+    start = replace(of.plan.start(of.statistics), theta=of.start)
+    theta = list(simulate(of.plan, data, 2, state=start))[-1].state.theta
+    found = contribution(of, theta)
+    assert (found.same, contribution(cold, theta).same) == (True, False)
+    X, y = (np.concatenate([getattr(data[site], name) for site in sorted(data)]) for name in ("X_valid", "y_valid"))
+    before, after = (log_loss(y, 1 / (1 + np.exp(-X @ model))) for model in (of.start, theta))
+    assert found.whole == pytest.approx(before - after, rel=1e-9)
+    alone, site = of.start, sorted(data)[0]
+    for _ in range(2):
+        alone = compared.descended(alone, [data[site]])
+    np.testing.assert_allclose(baselines.local(of, site).state.theta, alone, rtol=1e-9)
+    assert not np.allclose(baselines.cyclic(of).state.theta, baselines.cyclic(cold).state.theta, rtol=1e-3)
+
+
 def test_momentum_at_the_server_and_memory_at_the_sites_are_put_together_too():
     data = compared.rows()
     for algorithm in (
@@ -566,6 +584,16 @@ def test_of_many_sites_orders_are_drawn_by_the_studys_seed_and_the_shares_still_
     assert (found.orders, found.same) == (ORDERS, True)
     assert abs(sum(share.shapley for share in found.shares.values()) - found.whole) <= NEAR * found.whole
     assert all(share.error > 0 for share in found.shares.values())
+
+
+def test_what_each_of_many_hospitals_brought_is_told_by_drawn_orders():
+    plan = build(plain())
+    data = {f"{site}{k}": cohort for site, cohort in cohorts(plan.study).items() for k in range(17)}
+    state = list(simulate(plan, data, 1))[-1].state
+    wards = {site: SimpleNamespace(cohort=cohort, policy=OPEN, fingerprint=site) for site, cohort in data.items()}
+    found = _found(Ready(plan, wards, state, "lineage", "token", {}))["contribution"]
+    assert (len(found["shares"]), found["orders"], found["same"]) == (68, ORDERS, True)
+    assert sum(share["shapley"] for share in found["shares"].values()) == pytest.approx(found["whole"], rel=NEAR)
 
 
 def test_updates_of_few_sites_that_cannot_be_combined_are_no_contribution():
@@ -670,7 +698,7 @@ def test_repair_writes_them_again_and_asking_again_asks_nobody(told_of, program,
 def test_it_is_refused_in_one_line_where_it_cannot_be(new_study, tmp_path, capfd):
     (tmp_path / "coordinator.toml").write_text("")
     for folder, code, words in (
-        (tmp_path, 10, "are not asked this by mail yet"),
+        (tmp_path, 10, "expected another `public` in"),
         (new_study, 15, "expected a study that has run"),
     ):
         assert main(["explain", str(folder)]) == code

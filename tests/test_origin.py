@@ -206,6 +206,11 @@ def test_a_study_goes_on_from_the_champion_of_another_and_tells_what_each_site_g
         gain = visits[1].record["sites"][site]["metrics"]["auc"] - visits[0].record["sites"][site]["metrics"]["auc"]
         assert f">{gain:+.3f}<".replace("-", "−") in page
     assert "model it started from" in page
+    told = fedrounds("explain", place / "later", "--state", place / "mlruns", "--json")
+    brought = json.loads(told.stdout)["contribution"]
+    assert brought["same"] is True  # its rounds are put together from the version on
+    before, after = (visits[at].record["metrics"]["log_loss"] for at in (0, 1))
+    assert brought["whole"] == pytest.approx(before - after, rel=1e-9)
 
 
 def test_an_alias_that_moves_later_changes_nothing(place):
