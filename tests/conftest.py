@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import io
 import itertools
 import json
@@ -42,7 +43,7 @@ COLD = [
 ]
 # Files whose `fedrounds …` are forked as well, however they are started.
 FORKED = ["test_browser", "test_federated", "test_schedule"]
-# An eighth of what tests do is wait for the disk. Who is killed with -9 loses nothing that is in memory either; what a power cut leaves is in no test.
+# An eighth of what tests do is wait for the disk. Who is killed with -9 loses nothing that is in memory either; a power cut is in no test.
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes: a run leaves 1 GiB at most
 # One, as the product sets it: for matrices as small as these a second one costs more than it does.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -84,6 +85,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The heaviest files first (`make test` keeps xdist from an order of its own: most tests first, which is the lightest first)."""
     rank = {name: number for number, name in enumerate(HEAVIEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(HEAVIEST)))
+
+
+gc.disable()  # until all is imported and collected, which stays for good: looking through it again and again took a seventh of the time
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of garbage collections what is there now."""
+    gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -167,7 +178,7 @@ def toy_study(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         if not said.exists():
             shutil.rmtree(folder, ignore_errors=True)
             initiated(folder)
-            done = cold("run", folder)
+            done = fedrounds("run", folder)
             assert done.returncode == 0, done.stderr
             said.write_text(json.dumps([done.stdout, done.stderr]))
     return Finished(folder, *json.loads(said.read_text()))
