@@ -29,6 +29,10 @@ from fedrounds.tasks.ward import Ward, read_reply
 HOUSE = Path(__file__).resolve().parents[1]
 
 
+# As docs/dask.md has it: else a scheduler on a busy machine lets an idle worker take a site, and load its rows once more.
+AT_ITS_WORKER = {"DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False"}
+
+
 @dataclass
 class Cluster:
     """A scheduler and workers, each a process of its own without a nanny."""
@@ -67,7 +71,7 @@ class Cluster:
     def _start(self, module: str, *words: str) -> subprocess.Popen:
         command = [sys.executable, "-m", f"distributed.cli.{module}", *words, "--no-dashboard"]
         with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=os.environ | AT_ITS_WORKER)
 
     def kill(self, pid: int) -> None:
         """kill -9 one of ours."""
