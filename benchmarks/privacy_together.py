@@ -22,12 +22,13 @@ from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 
 WHY = (
-    "The study is that of the table above, under masks. Four are there of four; a sum needs three. Where one of those may tell its noise, which"
-    " is the default, there is √2 times the noise that is accounted for; where people are sure that nobody does (`colluders = 0`), √(4/3) "
-    "times. Each split is trained on five times, as a single mean of ten moves by 0.001 to 0.003 with the noise that is drawn. Without privacy "
-    "these ten splits give 0.993 (first table): at ε = 8 the noise takes less than 0.001 of it, and one pool gives no more. The goal at ε = 8 "
-    "is reached where nobody tells, to the digits shown and no further; else it is missed. Before, 20 rounds of 5 steps with a quarter of the "
-    "patients in each gave 0.9878, 0.9920 and 0.9924 where one may tell."
+    "The study is that of the table above, under masks. Four are there of four; a sum needs three, and what sites added for one who might "
+    "be lost is taken out again. Where one of those may tell its noise, which is the default, √(4/3) times the noise that is accounted "
+    "for is left; where people are sure that nobody does (`colluders = 0`), just that. Each split is trained on five times, as a single "
+    "mean of ten moves by 0.001 to 0.003 with the noise that is drawn; a mean of fifty, as here, still by 0.0003. Without privacy these "
+    "ten splits give 0.993 (first table): at ε = 8 the noise takes less than 0.001 of it, and one pool gives no more. The goals are "
+    "reached, to the digits shown and not by more than that. Before, with √2 times the noise where one may tell, these rounds gave "
+    "0.9884, 0.9923 and 0.9926."
 )
 
 

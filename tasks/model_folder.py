@@ -92,12 +92,15 @@ class ModelFolder:
     def _model(self, state: RunState) -> bytes:
         if self.mould is not None:
             return self.mould.filled(state.theta)
-        import skops.io
+        from fedrounds.tasks.lean import skops_io
 
-        return skops.io.dumps(self._pipeline(state))
+        return skops_io().dumps(self._pipeline(state))
 
     def _begin(self, state: RunState, scratch: Path) -> None:
         """Let MLflow write the folder, and keep what later ones are made from."""
+        from fedrounds.tasks.lean import skops_io
+
+        skops_io()  # before MLflow imports it otherwise
         self.save(self.plan, self._pipeline(state), scratch)
         files = {file.name: file.read_bytes() for file in scratch.iterdir()}
         made = cast(state, self._pipeline, files.pop(MODEL))

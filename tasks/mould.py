@@ -72,10 +72,10 @@ class Mould:
 
 def cast(state: RunState, pipeline: Callable[[RunState], Any], real: bytes) -> tuple[bytes, Mould] | None:
     """The model's file that was cast, and its mould; None if what it gives for the state is not `real`, the file that skops wrote of it."""
-    import skops.io
+    from fedrounds.tasks.lean import skops_io
 
     size = len(state.theta)
-    model = skops.io.dumps(pipeline(replace(state, theta=parameters(size))))
+    model = skops_io().dumps(pipeline(replace(state, theta=parameters(size))))
     mould = Mould.of(model, size)
     same = mould is not None and _told(mould.filled(state.theta)) == _told(real)
     return (model, mould) if mould is not None and same else None

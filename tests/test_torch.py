@@ -472,3 +472,11 @@ def test_a_repair_finds_nothing_to_write_and_serving_says_what_answers_for_a_mod
     assert done.returncode != 0
     assert "found a PyTorch module's program: `mlflow models serve` answers for it" in done.stderr
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_run_that_has_no_use_for_torch_does_not_import_it_and_one_that_has_can(python):
+    done = python(
+        "import sys; from fedrounds.tasks.lean import skops_io; assert callable(skops_io().dumps); assert 'torch' not in sys.modules;"
+        " import torch; print(torch.ones(2).sum().item())"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2.0\n", "")

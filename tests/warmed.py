@@ -41,7 +41,6 @@ LATE = (  # what commands import when they come to it
     "pyarrow.parquet",
     "rich.table",
     "scipy.optimize",
-    "skops.io",
     "sklearn.linear_model",
     "sklearn.neural_network",
     "sklearn.pipeline",
@@ -233,6 +232,7 @@ def _import() -> bool:
     import importlib
     import pkgutil
 
+    from fedrounds.tasks.lean import skops_io
     from fedrounds.tasks.prefect_server import settings
     from fedrounds.tasks.quick_settings import without_repeats
     from fedrounds.tasks.routes import as_asked
@@ -261,6 +261,7 @@ def _import() -> bool:
             for module in pkgutil.iter_modules(importlib.import_module(f"fedrounds.{package}").__path__):
                 if module.name != "predictor":  # a version's own file, which MLflow runs
                     importlib.import_module(f"fedrounds.{package}.{module.name}")
+        skops_io()
         for name in LATE:
             importlib.import_module(name)
     quick(str(Path(sys.argv[3], "socket")), helpers=True)
