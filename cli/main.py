@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fedrounds.cli import arguments as kinds
+from fedrounds.cli.stopping import heed, interrupted
 from fedrounds.core.errors import FedroundsError
 
 INTERRUPTED = 130
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return UsageError.exit_code
         return _run(arguments)
     except BaseException as error:
-        if _interrupted(error):
+        if interrupted(error):
             safe = ": nothing is lost, `fedrounds run` goes on from the last closed round" if "run" in words[:1] else ""
             return _say("Stopped", f"stopped{safe}", INTERRUPTED, "--json" in words)
         if not isinstance(error, FedroundsError):
@@ -51,8 +51,7 @@ def program() -> NoReturn:
         "OPENBLAS_NUM_THREADS",
     ):  # read when NumPy is imported; more wait for each other and for helpers
         os.environ.setdefault(threads, "1")
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, _interrupt)
+    heed()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without dots and dashes still gets its table
     try:
@@ -69,20 +68,6 @@ def _say(kind: str, message: str, code: int, as_json: bool) -> int:
         print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, ensure_ascii=False))
     print(f"fedrounds: {message}", file=sys.stderr)
     return code
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether a signal is behind it: a library that is interrupted while it sets something up may stumble over what is missing."""
-    while error is not None:
-        if type(error).__name__ in ("KeyboardInterrupt", "TerminationSignal"):  # ours; Prefect's, while its flow runs
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    """Stop where we are. asyncio would rather cancel the flow when it next waits, which is at its end: Prefect's tasks do not wait."""
-    raise KeyboardInterrupt
 
 
 def _run(arguments: argparse.Namespace) -> int:

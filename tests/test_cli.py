@@ -373,6 +373,23 @@ def test_sigterm_at_the_start_ends_as_cleanly(new_study, quiet_environment):
     assert not FOREIGN.search("\n".join(terminal.lines))
 
 
+@pytest.mark.parametrize(
+    "amid",
+    [
+        "class It:\n    def __del__(self): stop()\nit = It()",
+        "import weakref\nclass It: pass\nit = It()\nseen = weakref.ref(it, lambda _: stop())",  # as each import does when it is over
+    ],
+    ids=["an object's end", "a weak reference's callback"],
+)
+def test_a_signal_where_python_drops_what_is_raised_comes_again(python, amid):
+    done = python(
+        "import os, signal, time\nfrom fedrounds.cli.stopping import heed\nheed()\n"
+        f"def stop(): os.kill(os.getpid(), signal.SIGTERM); return sum(range(9))\n{amid}\n"
+        "try:\n    del it\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopped')"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
+
+
 # --- on the screen ----------------------------------------------------------------------------------------------------
 
 LONG = "failed 2 of 17 checks — expect_column_values_to_be_between · systolic_bp: 12 of 303; expect_column_values_to_be_in_set · sex: 33 of 303"
