@@ -386,9 +386,10 @@ def test_what_is_exported_predicts_what_the_core_predicts(target):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, warm):
     """A study that has run whole: wines of three estates, one of which does not name the module."""
     place = tmp_path_factory.mktemp("wine")
+    warm(place / "mlruns")
     (place / "sites").mkdir()
     (place / "study.toml").write_text(
         """name = "wine"

@@ -138,9 +138,10 @@ def test_fewer_than_five_sites_are_refused_before_anything_runs_and_by_each_site
     assert reply.refusal == "its study counts who got worse, which takes 5 sites on the roster"
 
 
-def test_a_run_tells_the_count_in_its_decision_and_its_report(tmp_path, program):
+def test_a_run_tells_the_count_in_its_decision_and_its_report(tmp_path, program, warm):
     folder = tmp_path / "study"
     program("init", folder)
+    warm(folder / "mlruns")
     text = (folder / "study.toml").read_text()
     (folder / "study.toml").write_text(text + '\n[privacy]\nprotect = { kind = "masked", margin = 0.02 }\n')
     operations = (folder / "operations.toml").read_text().replace("rounds = 10 ", "rounds = 2 ")
