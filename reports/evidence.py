@@ -138,8 +138,12 @@ class Evidence:
     @property
     def alike(self) -> bool:
         """Whether the models to compare with had as many rounds as the one shown, and the same hospitals' rows."""
-        rounds, sites = self.baselines.get("rounds", self.rounds), self.baselines.get("sites", self.record["sites"])
-        return rounds == self.shown and set(sites) == set(self.record["sites"])
+        return self.same_hospitals and self.baselines.get("rounds", self.rounds) == self.shown
+
+    @property
+    def same_hospitals(self) -> bool:
+        """Whether the models to compare with are of those hospitals' rows that judge the one shown."""
+        return set(self.baselines.get("sites", self.record["sites"])) == set(self.record["sites"])
 
     def latest(self, key: str) -> Any:
         """The value under `key` in the last record that has one."""

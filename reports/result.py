@@ -313,7 +313,7 @@ def sites(of: Evidence) -> Markup | None:
             "–",
             figure(together.get(of.metric)),
             error(together[f"{of.metric}_error"]) if f"{of.metric}_error" in together else "–",
-            figure(of.baselines.get("pooled_all", {}).get(of.metric)),
+            figure(of.baselines.get("pooled_all", {}).get(of.metric) if of.same_hospitals else None),
             *_own(of, of.record),
             *_since(of),
         )

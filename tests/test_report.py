@@ -534,6 +534,7 @@ def test_a_model_is_not_held_against_those_of_other_rounds_or_hospitals(unlike):
     assert "part of what differs" not in said
     said = Page(html(made_up(baselines=compared | like | unlike))).said
     assert "would give" not in said
+    assert ("0.900" in said) == ("sites" not in unlike), "of other patients, so it stands beside nothing"
     assert "Against a model of its own" not in said
     assert (
         "The model shown is of round 3, with its hospitals' rows of then: part of what differs between the columns is that."
