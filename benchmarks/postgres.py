@@ -80,11 +80,17 @@ class Postgres:
         """As if the power had failed: the server and its children, each in a group of its own, which else would finish what they are at."""
         if self._server.poll() is not None:
             return
+        os.kill(self._server.pid, signal.SIGSTOP)  # so that it has no more children than are listed
         children = Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text().split()
         for pid in [self._server.pid, *map(int, children)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._server.wait(30)
+        until = time.monotonic() + 30
+        while (
+            any(_lives(pid) for pid in children) and time.monotonic() < until
+        ):  # the next server asks for the memory that they hold
+            time.sleep(0.005)
 
     def stop(self) -> None:
         """End it."""
@@ -95,6 +101,13 @@ class Postgres:
     def _run(self, name: str, *words: object) -> None:
         command = [str(_tool(name)), *map(str, words)]
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, timeout=120, **self._who)  # type: ignore[call-overload]
+
+
+def _lives(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def free_port() -> int:

@@ -13,7 +13,6 @@ from conftest import FEDROUNDS, alone, fedrounds, initiated
 from hidden_study import SITES, cohorts, study
 from pydantic import ValidationError
 
-from fedrounds.cli.main import main
 from fedrounds.coordinator import roster
 from fedrounds.coordinator.roster import Site
 from fedrounds.core import encrypted, encrypting, identity
@@ -187,11 +186,10 @@ def encrypted_toy(base, protect):
     return folder
 
 
-def test_a_run_in_one_process_has_the_third_party_beside_its_sites(tmp_path, capfd, warm):
+def test_a_run_in_one_process_has_the_third_party_beside_its_sites(tmp_path, program, warm):
     folder = encrypted_toy(tmp_path / "toy", THIRD)
     warm(folder / "mlruns")
-    assert main(["run", str(folder), "--json"]) == 0
-    capfd.readouterr()
+    assert program("run", folder, "--json").returncode == 0
     read = folders.read(folder)
     with Ledger.open(folders.state_of(folder, "toy").ledger) as ledger:
         entry = ledger.visits()[-1]
