@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Database:
         """
         self.where, self.shared = dialect.where, dialect.shared
         self._dialect = dialect
+        self._mine = threading.local()
         self._prepare()
 
     def close(self) -> None:
@@ -64,11 +66,20 @@ class Database:
         Raises ServiceError if the server went away: what was written is not there, unless it went away in the very act of closing the
         transaction. Whoever repeats a write has to allow for that.
         """
-        with self.one_line(), self._dialect.writer.begin() as connection:
-            found = self._lock(connection)
-            if found != schema.VERSION:  # a newer release brought it up to date while this one ran
-                raise self._foreign(found)
-            yield connection
+        self._abandon()
+        with self.one_line(), self._dialect.writer.connect() as connection:
+            self._mine.connection = connection
+            with connection.begin():
+                found = self._lock(connection)
+                if found != schema.VERSION:  # a newer release brought it up to date while this one ran
+                    raise self._foreign(found)
+                yield connection
+
+    def _abandon(self) -> None:
+        """Roll back what this thread has begun to write and a signal has cut short before `with` could end it: it would wait for itself."""
+        before = getattr(self._mine, "connection", None)
+        if before is not None and not before.closed:
+            before.close()
 
     def now(self, connection: Connection) -> float:
         """Unix seconds by the one clock that all who write here share."""

@@ -27,6 +27,7 @@ from fedrounds.core.operations import Operations
 from fedrounds.core.state import Champion, RunState, dump
 from fedrounds.core.study import Study
 from fedrounds.ledger import Decision, Ledger, Verdict, Visit, lease, schema, sqlite
+from fedrounds.ledger.database import put
 
 STUDY = Study.model_validate(
     {
@@ -231,6 +232,18 @@ def test_the_projector_sees_what_it_has_not_marked(ledger):
     ledger.mark_projected(2)
     ledger.mark_projected(2)
     assert ledger.unprojected() == [1, 3]
+
+
+def test_a_write_that_a_signal_has_cut_short_is_not_there_and_keeps_nobody_waiting(ledger):
+    """As `with` leaves one whose end is interrupted before its first line: begun, and held by the exception's traceback."""
+    ledger.note("before", 1)
+    cut_short = ledger._database.write()
+    put(cut_short.__enter__(), schema.notes, {"key": "cut"}, {"value": 2})
+    ledger.note("after", 3)
+    assert [ledger.noted(key) for key in ("before", "cut", "after")] == [1, None, 3]
+    del cut_short  # it ends now
+    ledger.note("later", 4)
+    assert [ledger.noted(key) for key in ("before", "cut", "after", "later")] == [1, None, 3, 4]
 
 
 def test_a_note_is_written_over(ledger):
