@@ -86,10 +86,8 @@ class Postgres:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._server.wait(30)
-        until = time.monotonic() + 30
-        while (
-            any(_lives(pid) for pid in children) and time.monotonic() < until
-        ):  # the next server asks for the memory that they hold
+        until = time.monotonic() + 30  # the next server asks for the memory that they hold
+        while any(map(_lives, children)) and time.monotonic() < until:
             time.sleep(0.005)
 
     def stop(self) -> None:

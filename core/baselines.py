@@ -55,11 +55,6 @@ class Setting:
     policies: Mapping[str, Policy]
     start: Vector | None = None
 
-    def first(self, plan: Plan) -> RunState:
-        """The state that learning by this plan begins with."""
-        state = plan.start(self.statistics)
-        return state if self.start is None else replace(state, theta=self.start)
-
 
 class Model(NamedTuple):
     """A trained model.
@@ -164,7 +159,7 @@ def cyclic(of: Setting) -> Model:
         )
     parts = {"combine": WeightedMean(kind="weighted_mean"), "server": Sgd(kind="sgd")}
     plan = _alone(of.plan, parts)
-    start = state = of.first(plan)
+    start = state = plan.start(of.statistics, of.start)
     try:
         for number in range(of.rounds):
             for site in sorted(of.rows):
@@ -228,7 +223,7 @@ def _alone(plan: Plan, parts: Mapping[str, object]) -> Plan:
 def _trained(of: Setting, plan: Plan, rows: Mapping[str, Rows]) -> Model:
     """Trained by all of these sites: where one cannot answer, there is no model."""
     try:
-        start = of.first(plan)
+        start = plan.start(of.statistics, of.start)
         state = start
         quorum = plan.study.participation.goal(len(rows))
         visits = simulate(plan, rows, of.rounds, state=start, quorum=quorum, policy=of.policies)

@@ -82,7 +82,7 @@ def contribution(of: Setting, theta: Vector) -> Contribution:
     Raises:
         StudyError: updates of few sites cannot be combined, or an exact fit would have to be made too often.
     """
-    first = of.first(of.plan)
+    first = of.plan.start(of.statistics, of.start)
     lacking = [0]
     if isinstance(of.plan.study.algorithm, Exact):
         most = GROWN if isinstance(of.plan.study.model, Boosting) else EXACT

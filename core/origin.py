@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedrounds.core.errors import StudyError
 from fedrounds.core.params import Vector
@@ -56,4 +56,4 @@ def begun(plan: Plan, origin: Origin) -> RunState:
                 f"expected a version to start from with the study's {what}, found another {what} in version {origin.version} of"
                 f" '{old.study.name}': give study.toml what the version was trained with, or leave out `start`"
             )
-    return replace(plan.start({name: origin.statistics[name] for name in plan.no_statistics()}), theta=origin.theta)
+    return plan.start({name: origin.statistics[name] for name in plan.no_statistics()}, origin.theta)

@@ -56,9 +56,10 @@ class Plan:
         """What a site draws from in a round: seeded by study, round and site (DESIGN 4.3)."""
         return np.random.default_rng(seed(self.digest, str(round_number), site))
 
-    def start(self, statistics: Statistics | None = None) -> RunState:
-        """The state before anything was asked; with `statistics`, as if round 0 had agreed on them."""
-        theta = self.family.init(np.random.default_rng(seed(self.digest, "initial model")))
+    def start(self, statistics: Statistics | None = None, theta: Vector | None = None) -> RunState:
+        """The state before anything was asked; with `statistics`, as if round 0 had agreed on them; with `theta`, of that model, not the seed's."""
+        if theta is None:
+            theta = self.family.init(np.random.default_rng(seed(self.digest, "initial model")))
         return RunState(self.digest, 0, 0, theta, self.memory(), statistics or {})
 
     def no_statistics(self) -> Statistics:

@@ -50,8 +50,7 @@ def brought(
     if len(sites) > MOST:
         return {"none": f"by mail it is worked out for {MOST} hospitals at most: each set of them is a question"}
     plan = build(study)  # the run's own would keep what is combined here
-    start, first = recorded(study, run.ledger), plan.start(state.statistics)
-    first = first if start is None else replace(first, theta=start)
+    first = plan.start(state.statistics, recorded(study, run.ledger))
     say(f"asks them what the models of {2 ** len(sites) - 1} sets of hospitals are worth, one by one")
     try:
         return as_told(of_updates(plan, first, state.theta, found, lambda theta: _loss(run, theta, judging)))

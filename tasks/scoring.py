@@ -65,11 +65,11 @@ class Version:
         """
         from zipfile import BadZipFile
 
-        import skops.io
         from pydantic import ValidationError
         from skops.io.exceptions import UntrustedTypesFoundException
 
         from fedrounds.core.export import spreading
+        from fedrounds.tasks.lean import skops_io
         from fedrounds.tasks.model_folder import MODEL, PROGRAM
         from fedrounds.tasks.track import TRUSTED
 
@@ -91,7 +91,7 @@ class Version:
                 " `mlflow models serve` answers for it, without this study's checks"
             )
         try:
-            pipeline = skops.io.load(folder / MODEL, trusted=TRUSTED)
+            pipeline = skops_io().load(folder / MODEL, trusted=TRUSTED)
             made = cls(number, tags, dictionary, pipeline, spreading(pipeline, dictionary.features))
             return replace(made, width=made.proved())
         except (UntrustedTypesFoundException, BadZipFile, AttributeError, KeyError, TypeError, ValueError) as error:

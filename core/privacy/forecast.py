@@ -128,8 +128,6 @@ def _doubt(dp: Differential, scores: Scores, study: Study, sites: int) -> float:
     """
     share = study.validation.fraction
     judging = max(sites * dp.patients * share / (1 - share), 1.0)
-    together = (
-        made(sites, sites, sites, dp.colluders) if study.masked else sites
-    )  # times the variance of what is accounted for
-    noise = compared.mechanism(dp).deviation * scores.clip * sqrt(together)
+    times = made(sites, sites, sites, dp.colluders) if study.masked else sites  # the variance that is accounted for
+    noise = compared.mechanism(dp).deviation * scores.clip * sqrt(times)
     return NormalDist().inv_cdf(0.975) * noise / judging

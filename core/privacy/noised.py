@@ -21,7 +21,7 @@ from fedrounds.core.params import Array
 from fedrounds.core.privacy.epoch import threshold
 from fedrounds.core.privacy.excess import LINK, rung, rungs, seeds
 from fedrounds.core.privacy.grid import SIGNED, WORD, Grid, Unsigned
-from fedrounds.core.privacy.noise import Bits, Gaussian, discrete_gaussian
+from fedrounds.core.privacy.noise import Bits, Gaussian, Whole, discrete_gaussian
 
 LEAST_SHARE = 4.0  # steps: from here on a sum of shares is as good as one discrete Gaussian
 NEGLIGIBLE = 1e-30  # of privacy loss a release: far below what ε in double precision can tell
@@ -140,8 +140,7 @@ class Noised(Grid):
             )
         flat = np.clip(numbers.reshape(-1), -bound, bound)
         whole = np.rint(flat / step).astype(np.int64) + discrete_gaussian(parts[0], flat.size, Bits())
-        for sigma, key in zip(parts[1:], seeds(link, name), strict=False):
-            whole += discrete_gaussian(sigma, flat.size, Bits(key))
+        whole += _told(parts[1:], link, name, flat.size)
         return whole.astype(SIGNED[self.bits]).view(WORD[self.bits]).reshape(numbers.shape), 0
 
     def excess(self, name: str, size: int, sites: int, heard: int, links: Iterable[bytes]) -> Unsigned:
@@ -150,9 +149,15 @@ class Noised(Grid):
         Args:
             links: of each of those who told theirs (`excess.spare`).
         """
-        whole = np.zeros(size, np.int64)
-        needless = self.parts(sites)[rung(heard, sites) + 1 :]
+        whole, needless = np.zeros(size, np.int64), self.parts(sites)[rung(heard, sites) + 1 :]
         for link in links:
-            for sigma, key in zip(needless, seeds(link, name), strict=False):
-                whole += discrete_gaussian(sigma, size, Bits(key))
+            whole += _told(needless, link, name, size)
         return whole.astype(SIGNED[self.bits]).view(WORD[self.bits])
+
+
+def _told(parts: Iterable[float], link: bytes, name: str, size: int) -> Whole:
+    """The noise (size,) in steps that a link tells: the sum of these parts, the first of which comes of the link itself."""
+    whole = np.zeros(size, np.int64)
+    for sigma, key in zip(parts, seeds(link, name), strict=False):
+        whole += discrete_gaussian(sigma, size, Bits(key))
+    return whole

@@ -297,8 +297,9 @@ def disclose(
         if both:
             half = both[: shamir.SHARE] if dealer in alive else both[shamir.SHARE :]
             shares[row] = as_bytes(half)
-    link = link_of(vault, site, announced, index) if site in alive else excess.NOTHING
-    spare = excess.spare(link, len(alive), epoch.roster) if site in alive else link
+    spare = excess.NOTHING
+    if site in alive:
+        spare = excess.spare(link_of(vault, site, announced, index), len(alive), epoch.roster)
     kept = {number: one for number, one in vault.secrets.items() if number != index}
     opened = {"shares": shares, "spare": as_bytes(spare)}
     return replace(vault, secrets=kept, opened={**vault.opened, index: survivors}), opened
