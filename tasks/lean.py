@@ -1,6 +1,6 @@
 """skops without PyTorch: its import has scikit-learn look through all of its packages, one of which imports torch wherever that is installed.
 
-That takes a second or two and 200 MB, of a run that may have no use for either.
+That takes a second or more, of a run that may have no use for it.
 """
 
 from __future__ import annotations
