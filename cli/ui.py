@@ -42,7 +42,8 @@ def ui(directory: Path, state: Path | None, mlflow_port: int, prefect_port: int,
         )
     signal.signal(signal.SIGTERM, _as_ctrl_c)
     log = place.own / "ui.log"
-    prefect = PrefectServer(place.prefect_home, log, prefect_port if _free(prefect_port) else 0, ui=True)
+    port, templates = prefect_port if _free(prefect_port) else 0, place.mlruns / ".cache"
+    prefect = PrefectServer(place.prefect_home, log, port, ui=True, templates=templates)
     mlflow = None
     try:
         mlflow = MlflowServer(place, folder.study, log, mlflow_port)

@@ -143,10 +143,10 @@ def plain(path: Path):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, true_program, warm):
+def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program, warm):
     path = diabetes(tmp_path / "diabetes")
     warm(path / "mlruns")
-    ended = true_program("run", path, "--runner", "dask", "--json")
+    ended = program("run", path, "--runner", "dask", "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     told = json.loads(ended.stdout)
     assert told["model_digest"] == plain(path).model_digest

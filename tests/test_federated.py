@@ -7,6 +7,7 @@ servers and hospitals are the same, and what each adds to the study is judged on
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from pathlib import Path
 
@@ -51,20 +52,20 @@ def chaos():
         yield Chaos(it, seed=837)  # whose first three victims are three servers, within eight seconds
 
 
-def watched(chaos, more: int = 1) -> list[str]:
+def watched(chaos, run) -> list[str]:
     """A run to its end, and every address that was listened on behind the wall meanwhile."""
-    run, seen = chaos.run(more=more), list[str]()
+    seen = list[str]()
     while run.poll() is None:
         seen += listening()
         time.sleep(0.5)
-    chaos.finish(run, more)
+    chaos.finish(run, more=1)
     return seen
 
 
 @pytest.fixture(scope="module")
 def first(chaos):
     """The first run, and what listened at the hospital behind the wall."""
-    return watched(chaos)
+    return watched(chaos, chaos.run(more=1))
 
 
 def test_hospitals_apart_train_the_model_of_one_process(chaos, first):
@@ -99,7 +100,15 @@ def test_kills_of_servers_at_seeded_moments_and_of_a_run_and_an_agent_at_named_i
         assert chaos.named(*NAMED[NAMES.index(name)])
 
 
-def test_a_network_that_is_cut_amid_an_upload(chaos, first):
+@pytest.fixture(scope="module")
+def cut(chaos, first, templates):
+    """A round behind a slow line that is cut amid an upload, at a hospital with a Prefect of its own: the log's lines, and what listened there."""
+    file, state = chaos.it.base / BEHIND / "site.toml", chaos.it.base / BEHIND / "state"
+    file.write_text(file.read_text().replace('prefect = "off"', 'prefect = "own"'))
+    for empty in templates.glob("prefect-*.db"):  # as if a Prefect had run there before
+        shutil.copy(empty, state)
+    chaos.it.kill(BEHIND)
+    chaos.it.agent(BEHIND)
     log = chaos.it.home / "log" / "nginx-access.log"
     before = len(log.read_text().splitlines())
     with slowly():
@@ -108,19 +117,20 @@ def test_a_network_that_is_cut_amid_an_upload(chaos, first):
         inside("ip", "link", "set", "fr-inner", "down")
         time.sleep(CUT_S)
         inside("ip", "link", "set", "fr-inner", "up")
-    chaos.finish(run, more=1)
+        seen = listening()
+    seen += watched(chaos, run)
     assert met, "a reply takes seconds on so slow a line"
-    lines = [line.split() for line in log.read_text().splitlines()[before:]]
+    return log.read_text().splitlines()[before:], seen
+
+
+def test_a_network_that_is_cut_amid_an_upload(cut):
+    lines = [line.split() for line in cut[0]]
     puts = [float(line[-1]) for line in lines if line[1] == f"site-{BEHIND}" and line[3] == "PUT"]
     assert max(puts) > CUT_S, "an upload was open while there was no network"
 
 
-def test_with_a_prefect_of_its_own_a_hospital_listens_on_loopback_alone(chaos, first):
-    file = chaos.it.base / BEHIND / "site.toml"
-    file.write_text(file.read_text().replace('prefect = "off"', 'prefect = "own"'))
-    chaos.it.kill(BEHIND)
-    chaos.it.agent(BEHIND)
-    seen = watched(chaos)
+def test_with_a_prefect_of_its_own_a_hospital_listens_on_loopback_alone(chaos, cut):
+    seen = cut[1]
     assert seen, "its own Prefect listens"
     assert {address.rpartition(":")[0] for address in seen} <= {"127.0.0.1", "[::1]"}
     assert "score: answered" in (chaos.it.base / f"{BEHIND}.log").read_text().rpartition("Prefect of")[2]

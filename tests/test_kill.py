@@ -229,6 +229,9 @@ def test_three_kills_and_a_dead_helper_change_nothing(tmp_path, toy_study):
 
 
 def test_what_sites_remember_outlives_kills(tmp_path, toy_study):
+    warmed.quick(
+        os.environ[warmed.ADDRESS], helpers=True, programs=True
+    )  # it is killed by the ledger, not by the clock
     patient = initiated(tmp_path / "toy", toy_study.folder / "mlruns" / ".cache")
     words = patient.folder / "study.toml"
     words.write_text(words.read_text().replace('preset = "fedavg"', 'preset = "scaffold"'))

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -50,8 +51,8 @@ kills = beside("kills", "test_kill.py")  # a study, its kills and its examinatio
 sight = beside("sight", "test_browser.py")  # a browser, and what it shows
 
 
-def until(there: Callable[[], Any], within_s: float = PATIENCE_S, every_s: float = 0.1) -> Any:
-    """What `there` gives as soon as it gives something."""
+def until(there: Callable[[], Any], within_s: float = PATIENCE_S, every_s: float = 0.25) -> Any:
+    """What `there` gives as soon as it gives something. Each look at a server takes it a hundredth of a second of the processor."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         if found := there():
@@ -173,8 +174,10 @@ def process(flow_run: str) -> int:
 
 
 def scheduled(folder: Path, rounds: int, cache: Path | None = None, **schedule: Any) -> Path:
-    """A toy study with a schedule; with `cache`, in a workspace where Prefect has run before."""
+    """A toy study with a schedule; with `cache`, in a workspace where Prefect and MLflow have run before."""
     kills.initiated(folder, cache)
+    if cache is not None:
+        shutil.copy(cache / "mlflow.db", folder / "mlruns")
     lines = [f"{key} = {json.dumps(value)}" for key, value in {"rounds": rounds, **schedule}.items()]
     with (folder / "operations.toml").open("a") as file:
         file.write("\n[schedule]\n" + "\n".join(lines) + "\n")
@@ -357,7 +360,7 @@ def test_a_tick_that_fails_ends_in_one_line_and_a_webhook_hears_it(house, weekly
 
 def test_the_calendar_starts_a_tick_by_itself_and_can_be_paused_and_taken_away(house, by_cron):
     folder, said = by_cron
-    done = until(lambda: [run for run in house.runs(said["id"]) if run["state_name"] == "Completed"])[-1]
+    done = until(lambda: [run for run in house.runs(said["id"]) if run["state_name"] == "Completed"], every_s=1)[-1]
     assert done["auto_scheduled"]
     assert done["state"]["message"] == "round 0 → 1, new data at east, north, south, west"
     due = datetime.fromisoformat(done["expected_start_time"])
@@ -401,6 +404,15 @@ def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolle
     assert int(found) == before
 
 
+def in_both(browser, url: str, name: str, *texts: str) -> None:
+    """A page of Prefect's that shows the texts, in the dark theme that was chosen; then in light, without loading it anew."""
+    classes, at_once = "document.documentElement.classList", "<style>* { transition: none !important }</style>"
+    sight.visit(browser, url, f"{name}-dark", *texts)
+    assert browser.execute_script(f"return {classes}.contains('dark')")
+    browser.execute_script(f"document.head.insertAdjacentHTML('beforeend', '{at_once}'); {classes}.remove('dark')")
+    sight.picture(browser, f"{name}-light")
+
+
 def test_a_browser_shows_what_became_of_every_tick(house, weekly, tmp_path):
     folder, said = weekly
     sat_out = next(run for run in house.runs(said["id"]) if run["state"]["message"].endswith("; north sat out"))
@@ -413,17 +425,13 @@ def test_a_browser_shows_what_became_of_every_tick(house, weekly, tmp_path):
         browser.get(ui)
         password = base64.b64encode(house.served.password.encode()).decode()
         browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", password)
-        for theme in ("light", "dark"):
-            browser.execute_script("localStorage.setItem('color-scheme', arguments[0])", json.dumps(theme))
-            sight.visit(browser, f"{ui}/runs", f"schedule-runs-{theme}", "weekly · ", "drifting · ", "Held")
-            sight.visit(browser, said["ticks"], f"schedule-ticks-{theme}", "4 runs", *ticks)
-            sight.visit(browser, said["page"], f"schedule-calendar-{theme}", "weekly", "calendar", "Scheduled for")
-            page = f"{ui}/artifacts/artifact/{artifact['id']}"
-            check = f"expect_column_values_to_be_between · {fault}"
-            sight.visit(browser, page, f"schedule-tick-{theme}", "weekly: completed", "round 2 → 4", check, "sat out")
-            assert browser.execute_script("return document.documentElement.classList.contains('dark')") == (
-                theme == "dark"
-            )
+        browser.execute_script("localStorage.setItem('color-scheme', '\"dark\"')")
+        page = f"{ui}/artifacts/artifact/{artifact['id']}"
+        check = f"expect_column_values_to_be_between · {fault}"
+        in_both(browser, page, "schedule-tick", "weekly: completed", "round 2 → 4", check, "sat out")
+        in_both(browser, f"{ui}/runs", "schedule-runs", "weekly · ", "drifting · ", "Held")
+        in_both(browser, said["ticks"], "schedule-ticks", "4 runs", *ticks)
+        in_both(browser, said["page"], "schedule-calendar", "weekly", "calendar", "Scheduled for")
         serving = sight.start_ui(folder, folder / "mlruns", "--mlflow-port", "0", "--prefect-port", "0")
         try:
             pages = json.loads(serving.stdout.readline())
@@ -431,10 +439,9 @@ def test_a_browser_shows_what_became_of_every_tick(house, weekly, tmp_path):
             for theme, dark in (("dark", "true"), ("light", "false")):
                 browser.execute_script("localStorage.setItem('_mlflow_dark_mode_toggle_enabled', arguments[0])", dark)
                 sight.visit(browser, pages["mlflow"], f"schedule-mlflow-{theme}", "round 4", "site north")
-                link = next(
-                    it for it in browser.find_elements("css selector", "a[href*='/runs/']") if it.text == "round 4"
-                )
-                sight.visit(browser, link.get_attribute("href"), f"schedule-round-{theme}", "round 4", "north", fault)
+                browser.find_element("link text", "round 4").click()
+                sight.wait(browser, f"'{fault}'", lambda it: fault in sight.shown(it))
+                sight.picture(browser, f"schedule-round-{theme}")
         finally:
             sight.stop(serving)
 
