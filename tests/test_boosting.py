@@ -8,7 +8,6 @@ import flamby_heart
 import numpy as np
 import pandas as pd
 import pytest
-import skops.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -29,6 +28,7 @@ from fedrounds.core.preprocess import Rows, clean, encode
 from fedrounds.core.simulate import simulate
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.tasks.lean import skops_io
 from fedrounds.tasks.track import TRUSTED
 
 TASKS = ("regression", "binary", "multiclass")
@@ -340,9 +340,10 @@ def test_the_estimator_is_scikit_learns_own_and_predicts_the_same(task: str):
     X, y = made_up(task)
     plan = build(study_of(task))
     theta = trained(plan.study, spread(X, y, np.arange(300) % 3), rounds=2)
-    data = skops.io.dumps(plan.family.estimator(theta))
-    assert set(skops.io.get_untrusted_types(data=data)) <= set(TRUSTED)
-    estimator = skops.io.loads(data, trusted=TRUSTED)
+    skops = skops_io()
+    data = skops.dumps(plan.family.estimator(theta))
+    assert set(skops.get_untrusted_types(data=data)) <= set(TRUSTED)
+    estimator = skops.loads(data, trusted=TRUSTED)
     assert type(estimator).__module__.startswith("sklearn.")
     predict = estimator.predict if task == "regression" else estimator.predict_proba
     found = predict(X[:, :-1])[:, 1] if task == "binary" else predict(X[:, :-1])

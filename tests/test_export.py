@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from skops.io import dumps, get_untrusted_types, loads
 
 from fedrounds.core.export import example, pipeline, preprocessing
 from fedrounds.core.plan import build
@@ -15,6 +14,7 @@ from fedrounds.core.simulate import simulate
 from fedrounds.core.strategy import PRESETS
 from fedrounds.core.study import Study
 from fedrounds.core.table import Table
+from fedrounds.tasks.lean import skops_io
 
 TARGETS = {
     "regression": {"kind": "regression", "column": "y"},
@@ -111,9 +111,10 @@ def test_it_predicts_on_raw_rows_what_the_core_predicts(model, standardise):
     expected = by_the_core(plan, state, frame)
     fitted = pipeline(plan, state)
     same(predicted(fitted, frame), expected)
-    stored = dumps(fitted)
-    assert get_untrusted_types(data=stored) in ([], ["numpy.dtype"])
-    same(predicted(loads(stored, trusted=["numpy.dtype"]), frame), expected)
+    skops = skops_io()
+    stored = skops.dumps(fitted)
+    assert skops.get_untrusted_types(data=stored) in ([], ["numpy.dtype"])
+    same(predicted(skops.loads(stored, trusted=["numpy.dtype"]), frame), expected)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import skops.io
 from by_sums import SPLITS, fit_by_sums
 from scipy.special import expit
 from scipy.stats import nbinom, poisson
@@ -18,6 +17,7 @@ from fedrounds.core.models.negative_binomial import (
 )
 from fedrounds.core.models.ordinal import ordinal, ordinal_likelihood, proportional_odds
 from fedrounds.core.strategy import Exact
+from fedrounds.tasks.lean import skops_io
 
 N, P, K = 240, 3, 4
 SLOPE = np.array([1.0, -0.5, 0.3])
@@ -103,7 +103,7 @@ def test_an_ordinal_model_of_two_classes_is_a_logistic_one():
 def test_an_ordinal_model_is_exactly_a_network_of_scikit_learn():
     X, _ = grades()
     family = ordinal(P, K)
-    fitted = skops.io.loads(skops.io.dumps(family.estimator(THRESHOLDS)), trusted=["numpy.dtype"])
+    fitted = skops_io().loads(skops_io().dumps(family.estimator(THRESHOLDS)), trusted=["numpy.dtype"])
     np.testing.assert_allclose(fitted.predict_proba(X[:, :P]), family.predict(THRESHOLDS, X), atol=1e-15)
     np.testing.assert_array_equal(fitted.predict(X[:, :P]), family.predict(THRESHOLDS, X).argmax(1))
 
@@ -148,7 +148,7 @@ def test_a_negative_binomial_model_predicts_as_scikit_learn_does():
     X, _ = counts()
     family = negative_binomial(P)
     theta = np.array([0.5, -0.1, 0.2, 0.8, 0.6])
-    fitted = skops.io.loads(skops.io.dumps(family.estimator(theta)), trusted=["numpy.dtype"])
+    fitted = skops_io().loads(skops_io().dumps(family.estimator(theta)), trusted=["numpy.dtype"])
     np.testing.assert_allclose(fitted.predict(X[:, :P]), family.predict(theta, X), rtol=1e-14)
 
 

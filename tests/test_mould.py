@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import skops.io
 import yaml
 from sklearn.linear_model import LinearRegression
 
 from fedrounds.core.export import pipeline
 from fedrounds.core.plan import build
 from fedrounds.core.study import Study
+from fedrounds.tasks.lean import skops_io
 from fedrounds.tasks.model_folder import ModelFolder
 from fedrounds.tasks.mould import Mould, cast, parameters
 from fedrounds.tasks.track import TRUSTED, _save
@@ -67,11 +67,11 @@ def predicted(fitted, frame):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_filled_mould_is_the_model_to_the_bit(model):
     plan, state = trained(study(model))
-    made = cast(state, lambda state: pipeline(plan, state), skops.io.dumps(pipeline(plan, state)))
+    made = cast(state, lambda state: pipeline(plan, state), skops_io().dumps(pipeline(plan, state)))
     assert made is not None
     theta = np.random.default_rng(5).normal(size=len(state.theta))
     theta[:2] = 0.0, -1e-300
-    found = skops.io.loads(made[1].filled(theta), trusted=TRUSTED)
+    found = skops_io().loads(made[1].filled(theta), trusted=TRUSTED)
     expected = pipeline(plan, replace(state, theta=theta))
     frame = raw()
     np.testing.assert_array_equal(predicted(found, frame), predicted(expected, frame))
@@ -84,12 +84,12 @@ def test_a_model_that_does_not_hold_every_parameter_once_has_no_mould():
     for made in (theta[1:] - theta[:1], np.append(theta[:3], 0.5), theta[:3], np.append(theta, theta)):
         fitted = LinearRegression()
         fitted.coef_, fitted.intercept_ = made, 0.0
-        assert Mould.of(skops.io.dumps(fitted), 4) is None
+        assert Mould.of(skops_io().dumps(fitted), 4) is None
 
 
 def test_a_mould_that_gives_another_model_is_refused():
     plan, state = trained(study("logistic"))
-    other = skops.io.dumps(pipeline(plan, replace(state, theta=state.theta + 1e-9)))
+    other = skops_io().dumps(pipeline(plan, replace(state, theta=state.theta + 1e-9)))
     assert cast(state, lambda state: pipeline(plan, state), other) is None
 
 
@@ -118,7 +118,7 @@ def test_a_later_run_needs_no_skops_and_writes_the_same_folder(kept, tmp_path):
         assert first[name].read_bytes() == later[name].read_bytes()
     one, two = (yaml.safe_load(files["MLmodel"].read_text()) for files in (first, later))
     assert {key for key in one if one[key] != two[key]} == {"model_uuid", "utc_time_created"}
-    one, two = (skops.io.load(files["model.skops"], trusted=TRUSTED) for files in (first, later))
+    one, two = (skops_io().load(files["model.skops"], trusted=TRUSTED) for files in (first, later))
     np.testing.assert_array_equal(predicted(one, raw()), predicted(two, raw()))
 
 
@@ -127,7 +127,7 @@ def test_other_statistics_are_another_model(kept, tmp_path):
     moved = replace(state, statistics={**state.statistics, "impute": state.statistics["impute"] + 1})
     shutil.copy(place / "kept.zip", tmp_path / "kept.zip")
     ModelFolder(plan, _save, tmp_path / "kept.zip").write(moved, "b", tmp_path / "model")
-    found = skops.io.load(tmp_path / "model" / "model.skops", trusted=TRUSTED)
+    found = skops_io().load(tmp_path / "model" / "model.skops", trusted=TRUSTED)
     np.testing.assert_array_equal(predicted(found, raw()), predicted(pipeline(plan, moved), raw()))
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_not_taken_up(kept, tmp_path, damage):
     (tmp_path / "kept.zip").write_bytes(damage((place / "kept.zip").read_bytes()))
     folder = ModelFolder(plan, _save, tmp_path / "kept.zip")
     folder.write(state, "b", Path(tmp_path / "model"))
-    found = skops.io.load(tmp_path / "model" / "model.skops", trusted=TRUSTED)
+    found = skops_io().load(tmp_path / "model" / "model.skops", trusted=TRUSTED)
     np.testing.assert_array_equal(predicted(found, raw()), predicted(pipeline(plan, state), raw()))
     assert (tmp_path / "kept.zip").stat().st_size == (place / "kept.zip").stat().st_size
 

@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-import skops.io
 import test_export as export
 import warmed
 from conftest import alone
@@ -36,6 +35,7 @@ from fedrounds.core.study import Study
 from fedrounds.core.table import Table
 from fedrounds.tasks import folder as folders
 from fedrounds.tasks import scoring
+from fedrounds.tasks.lean import skops_io
 from fedrounds.tasks.scoring import Served, Version, app
 
 # --- every kind of model ----------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def table(frame: pd.DataFrame, seed: int) -> Table:
 def registered(plan, state, folder: Path) -> Version:
     """The state's model as a version's folder holds it, and loaded from there."""
     folder.mkdir(exist_ok=True)
-    (folder / "model.skops").write_bytes(skops.io.dumps(pipeline(plan, state)))
+    (folder / "model.skops").write_bytes(skops_io().dumps(pipeline(plan, state)))
     (folder / DICTIONARY).write_text(described(plan.study))
     return Version.load(folder, "1", {})
 
@@ -174,7 +174,7 @@ def test_a_folder_that_is_not_as_we_write_it_is_told_of_in_one_line(tmp_path):
     plan, state = trained(export.study(), {"east": table(export.raw(), 0)})
     registered(plan, state, tmp_path)
     model = (tmp_path / "model.skops").read_bytes()
-    for damage in (model[:-40], b"", skops.io.dumps({"run": os.system})):
+    for damage in (model[:-40], b"", skops_io().dumps({"run": os.system})):
         (tmp_path / "model.skops").write_bytes(damage)
         with pytest.raises(StateError, match="found one that is damaged or of other types"):
             Version.load(tmp_path, "1", {})

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import fedrounds
-from torch.nn.functional import cross_entropy
 
 from fedrounds import sources
 from fedrounds.cli.main import main
@@ -27,7 +25,6 @@ from fedrounds.core.preprocess import Cohort, Rows, clean
 from fedrounds.core.preprocess import encode as encode_rows
 from fedrounds.core.simulate import OPEN, simulate
 from fedrounds.core.study import Study
-from fedrounds.examples.cnn import SmallCnn
 from fedrounds.exchange.exchange import Exchange
 from fedrounds.exchange.fsspec import Folder
 from fedrounds.exchange.name import Name
@@ -75,10 +72,20 @@ def digits() -> tuple[Study, dict[str, Cohort]]:
     }
 
 
+@pytest.fixture(scope="module")
+def torch():
+    """PyTorch, which takes a worker of the tests a second to import."""
+    import torch
+
+    return torch
+
+
 # --- the numbers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_local_epoch_is_that_of_a_ten_line_loop(digits):
+def test_a_local_epoch_is_that_of_a_ten_line_loop(digits, torch):
+    from fedrounds.examples.cnn import SmallCnn
+
     protocol, data = digits
     plan = build(protocol)
     start = next(simulate(plan, {"west": data["west"]}, 0)).state
@@ -95,7 +102,7 @@ def test_a_local_epoch_is_that_of_a_ten_line_loop(digits):
     y = torch.tensor(hospital.y).long()
     for batch in np.array_split(rng.permutation(len(y)), range(16, len(y), 16)):
         descent.zero_grad()
-        cross_entropy(net(X[batch]), y[batch]).backward()
+        torch.nn.functional.cross_entropy(net(X[batch]), y[batch]).backward()
         descent.step()
     theirs = torch.nn.utils.parameters_to_vector(net.parameters()).detach().numpy()
     assert (protocol.averaging.local.rate, protocol.averaging.local.batch) == (0.2, 16)
@@ -135,7 +142,7 @@ def test_a_linear_module_is_the_logistic_regression_that_it_says_and_every_local
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_a_module_drops_as_it_trains_hangs_on_parameters_and_batch_alone(target):
+def test_what_a_module_drops_as_it_trains_hangs_on_hangs_on_parameters_and_batch_alone(target, torch):
     outputs = 3 if target == "multiclass" else 1
     family = build(study(odd("Dropping", 6 * 4 + outputs * 7, outputs=outputs), target)).family
     data, theta = rows(outcomes=3 if outputs == 3 else 2), family.init(np.random.default_rng(4))
@@ -172,7 +179,9 @@ def test_of_no_rows_nothing_is_predicted(target):
     assert family.losses(found, np.empty(0)).shape == (0,)
 
 
-def test_the_same_request_gives_the_same_bits_whatever_was_drawn_before_and_however_many_threads_there_were(digits):
+def test_the_same_request_gives_the_same_bits_whatever_was_drawn_before_and_however_many_threads_there_were(
+    digits, torch
+):
     protocol, data = digits
     found = set()
     for threads in (2, 1):
@@ -374,7 +383,7 @@ def test_what_predicts_from_a_registered_version_imports_nothing_of_ours():
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_exported_predicts_what_the_core_predicts(target):
+def test_what_is_exported_predicts_what_the_core_predicts(target, torch):
     outputs = 3 if target == "multiclass" else 1
     family = build(study(odd("Dropping", 6 * 4 + outputs * 7, outputs=outputs), target)).family
     X, theta = rows().X, 30 * family.init(np.random.default_rng(4))
