@@ -43,6 +43,8 @@ COLD = [
 ]
 # Files whose `fedrounds …` are forked as well, however they are started.
 FORKED = ["test_browser", "test_dask", "test_federated", "test_schedule"]
+# Files whose `python -c …` are.
+CODED = ["test_audit", "test_exchange", "test_ledger"]
 # An eighth of what tests do is wait for the disk. Who is killed with -9 loses nothing that is in memory either; a power cut is in no test.
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes: a run leaves 1 GiB at most
 MLFLOW = "mlflow.db"
@@ -120,7 +122,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Which programs are forked."""
     name = item.path.stem
-    warmed.quick(os.environ[warmed.ADDRESS], helpers=name not in COLD, programs=name in FORKED)
+    warmed.quick(os.environ[warmed.ADDRESS], name not in COLD, name in FORKED, name in CODED)
 
 
 def alone(**more: str) -> dict[str, str]:

@@ -14,7 +14,8 @@ def main() -> None:
     """Have it forked with what this process was given, pass on what it is told, and end as it ends."""
     address, module, *words = sys.argv[1:]
     keep = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _inherited(fd)]
-    asked = {"module": "warmed", "words": ["helper", module, *words], "keep": keep}
+    how = ["code"] if module == "-c" else ["helper", module]
+    asked = {"module": "warmed", "words": [*how, *words], "keep": keep}
     asked |= {"env": dict(os.environ), "cwd": os.getcwd()}
     text = json.dumps(asked).encode()
     said = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)

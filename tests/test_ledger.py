@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import psycopg2
 import pytest
+import warmed
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import StatementError
 from sqlalchemy.schema import CreateTable
@@ -390,7 +391,8 @@ def test_a_new_file_that_others_hold_is_waited_for(file, monkeypatch):
 
 
 def test_a_living_runner_keeps_the_study_and_a_killed_one_does_not(path, ledger):
-    runner = script("ledger.acquire(); print('held', flush=True); time.sleep(60)", path)
+    with warmed.true_programs():  # a child of this test
+        runner = script("ledger.acquire(); print('held', flush=True); time.sleep(60)", path)
     try:
         assert runner.stdout.readline() == "held\n"
         assert f"pid {runner.pid} " in refusal(ledger.acquire)

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import warmed
 
 from fedrounds.core.errors import ServiceError
 from fedrounds.tasks.prefect_server import PrefectServer, settings
@@ -41,6 +42,12 @@ print(asyncio.run(three()))
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("templates")
+
+
+@pytest.fixture
+def forked():
+    """Servers that are forked, in a test whose subject is not how they start."""
+    warmed.quick(os.environ[warmed.ADDRESS], helpers=True)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +105,9 @@ def test_a_flow_of_three_tasks_leaves_three_stored_task_runs(server, tmp_path):
     )
 
 
-def test_a_fresh_home_takes_the_template_and_a_stopped_server_leaves_a_clean_log(server, templates, tmp_path, capfd):
+def test_a_fresh_home_takes_the_template_and_a_stopped_server_leaves_a_clean_log(
+    server, templates, tmp_path, capfd, forked
+):
     assert [file.suffix for file in templates.iterdir()] == [".db"]
     second = PrefectServer(tmp_path / "home", tmp_path / "log", ui=False, templates=templates)
     second.wait()
@@ -111,7 +120,7 @@ def test_a_fresh_home_takes_the_template_and_a_stopped_server_leaves_a_clean_log
         second.wait()
 
 
-def test_a_server_that_dies_is_reported_with_its_log(tmp_path):
+def test_a_server_that_dies_is_reported_with_its_log(tmp_path, forked):
     (tmp_path / "home" / "prefect.db").mkdir(parents=True)
     broken = PrefectServer(tmp_path / "home", tmp_path / "log")
     with pytest.raises(ServiceError, match=r"the Prefect server ended with exit code .*log$"):

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 ADDRESS = "FEDROUNDS_TESTS_WARMED"  # a variable: where the one of all workers listens
 HIGH = 500  # descriptors from here on are in nobody's way
 HELPERS = ("fedrounds.tasks.", "fedrounds.cli.ui", "prefect.engine")
-ENGINE, PROGRAM = "prefect.engine", "fedrounds.cli.main"
+ENGINE, PROGRAM, CODE = "prefect.engine", "fedrounds.cli.main", "-c"
 OWN = ("PYTHONPATH", "LD_PRELOAD")  # who sets one wants a program that starts with it
 LATE = (  # what commands import when they come to it
     "fastapi.encoders",
@@ -232,6 +232,8 @@ def _import() -> bool:
     import importlib
     import pkgutil
 
+    from sqlalchemy.orm import configure_mappers
+
     from fedrounds.tasks.lean import skops_io
     from fedrounds.tasks.prefect_server import settings
     from fedrounds.tasks.quick_settings import without_repeats
@@ -264,6 +266,7 @@ def _import() -> bool:
         skops_io()
         for name in LATE:
             importlib.import_module(name)
+    configure_mappers()  # else each Prefect server and each writer of MLflow's does it
     quick(str(Path(sys.argv[3], "socket")), helpers=True)
     return True
 
@@ -271,8 +274,8 @@ def _import() -> bool:
 # Helpers in a process's stead.
 
 
-def quick(address: str, helpers: bool = False, programs: bool = False) -> None:
-    """Whether helpers that this process starts from now on, and `fedrounds …` itself, are forked by the process at the address."""
+def quick(address: str, helpers: bool = False, programs: bool = False, codes: bool = False) -> None:
+    """Whether helpers that this process starts from now on, `fedrounds …` itself and `python -c …` are forked by the process at the address."""
     if not hasattr(subprocess.Popen, "forks"):
         start = subprocess.Popen.__init__
 
@@ -280,7 +283,7 @@ def quick(address: str, helpers: bool = False, programs: bool = False) -> None:
             start(self, _in_its_stead(args, options.get("env")), *more, **options)
 
         subprocess.Popen.__init__ = started  # type: ignore[method-assign]
-    subprocess.Popen.forks = (address, helpers, programs)  # type: ignore[attr-defined]
+    subprocess.Popen.forks = (address, helpers, programs, codes)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -295,18 +298,22 @@ def true_programs() -> Iterator[None]:
 
 
 def _in_its_stead(args: Any, env: Mapping[str, str] | None) -> Any:
-    address, helpers, programs = subprocess.Popen.forks  # type: ignore[attr-defined]
+    address, helpers, programs, codes = subprocess.Popen.forks  # type: ignore[attr-defined]
     env = os.environ if env is None else env
     if not isinstance(args, (list, tuple)) or any(name in env for name in OWN):
         return args
     words = [str(word) for word in args]
     if words[0] == str(Path(sys.executable).with_name("fedrounds")):
         words[:1] = [sys.executable, "-m", PROGRAM]
-    if words[:2] != [sys.executable, "-m"] or not (
+    if words[:2] == [sys.executable, "-c"] and codes:
+        forked = [CODE, *words[2:]]
+    elif words[:2] == [sys.executable, "-m"] and (
         (words[2].startswith(HELPERS) and helpers) or (words[2] == PROGRAM and programs)
     ):
+        forked = words[2:]
+    else:
         return args
-    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("stand_in.py")), address, *words[2:]]
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("stand_in.py")), address, *forked]
 
 
 def itself(pid: int) -> int:
@@ -339,7 +346,8 @@ def helper() -> None:
 def code() -> None:
     """What was forked: the code, with the words after it."""
     _, _, text, *words = sys.argv
-    sys.argv = ["-c", *words]
+    sys.argv = [CODE, *words]
+    sys.path.insert(0, "")
     try:
         exec(compile(text, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as ended:
