@@ -34,7 +34,6 @@ COLD = [
     "test_canary",
     "test_child",
     "test_forked",
-    "test_kill",  # its instants are those of the true program
     "test_later",
     "test_offline",
     "test_prefect_server",
@@ -42,7 +41,7 @@ COLD = [
     "test_routes",
 ]
 # Files whose `fedrounds …` are forked as well, however they are started.
-FORKED = ["test_browser", "test_dask", "test_federated", "test_schedule"]
+FORKED = ["test_browser", "test_dask", "test_federated", "test_kill", "test_schedule"]
 # Files whose `python -c …` are.
 CODED = ["test_audit", "test_exchange", "test_ledger"]
 # An eighth of what tests do is wait for the disk. Who is killed with -9 loses nothing that is in memory either; a power cut is in no test.

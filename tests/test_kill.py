@@ -216,7 +216,8 @@ def test_three_kills_and_a_dead_helper_change_nothing(tmp_path, toy_study):
     assert code == 16
     assert said.startswith("fedrounds: the Prefect server ended with exit code -9")
     assert len(said.splitlines()) == 1
-    patient.kill(rng, "start")
+    with warmed.true_programs():  # amid their imports, too
+        patient.kill(rng, "start")
     patient.kill(rng, "rounds")
     code, said = patient.kill_helper(TRACK, visit=min(patient.visits() + 1, VISITS))
     assert code == 16
@@ -229,9 +230,6 @@ def test_three_kills_and_a_dead_helper_change_nothing(tmp_path, toy_study):
 
 
 def test_what_sites_remember_outlives_kills(tmp_path, toy_study):
-    warmed.quick(
-        os.environ[warmed.ADDRESS], helpers=True, programs=True
-    )  # it is killed by the ledger, not by the clock
     patient = initiated(tmp_path / "toy", toy_study.folder / "mlruns" / ".cache")
     words = patient.folder / "study.toml"
     words.write_text(words.read_text().replace('preset = "fedavg"', 'preset = "scaffold"'))
