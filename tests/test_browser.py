@@ -23,7 +23,7 @@ SCREENSHOTS = HOUSE / "screenshots"
 ROUNDS = 3
 FEDROUNDS = [sys.executable, "-m", "fedrounds.cli.main"]
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--headless --no-sandbox --disable-gpu --disable-software-rasterizer --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1600,1200"
 )
 
@@ -103,7 +103,12 @@ def wait(browser, what, until, timeout_s=30):
 
 def visit(browser, url, name, *texts):
     """Open a page, wait until it shows the texts, take its picture."""
-    browser.get("about:blank")  # a new hash alone would not load it anew
+    place, hash_, _ = url.partition("#")
+    if hash_ and browser.current_url.startswith(f"{place}#"):  # a page of the program that is loaded already
+        browser.get(f"{place}#/none")
+        wait(browser, "no page", lambda it: "Page Not Found" in shown(it))
+    else:
+        browser.get("about:blank")
     browser.get(url)
     for text in texts:
         wait(browser, f"'{text}'", lambda it, text=text: text in shown(it))
