@@ -41,7 +41,7 @@ COLD = [
     "test_routes",
 ]
 # Files whose `fedrounds …` are forked as well, however they are started.
-FORKED = ["test_browser", "test_dask", "test_federated", "test_kill", "test_schedule"]
+FORKED = ["test_browser", "test_coordinator", "test_dask", "test_federated", "test_kill", "test_schedule"]
 # Files whose `python -c …` are.
 CODED = ["test_audit", "test_exchange", "test_ledger"]
 # An eighth of what tests do is wait for the disk. Who is killed with -9 loses nothing that is in memory either; a power cut is in no test.
@@ -208,6 +208,19 @@ def warm(templates: Path) -> Callable[[Path], None]:
             shutil.copy(templates / MLFLOW, mlruns)
 
     return warmed
+
+
+@pytest.fixture(scope="session")
+def prefect_beside(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables by which a command finds a Prefect server that is there already: a quarter of a run is to start and end its own."""
+    from fedrounds.tasks.prefect_server import PrefectServer
+
+    home = tmp_path_factory.mktemp("prefect-beside")
+    warmed.quick(os.environ[warmed.ADDRESS], helpers=True)
+    server = PrefectServer(home, home / "log", templates=templates)
+    server.wait()
+    yield {"PREFECT_API_URL": server.api_url}
+    server.stop()
 
 
 def initiated(folder: Path) -> Path:

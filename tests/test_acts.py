@@ -174,7 +174,7 @@ def test_an_upgrade_that_is_cut_short_leaves_version_1_as_it_was(tmp_path, monke
 
 
 @pytest.fixture(scope="module")
-def waiting(toy_study, program, tmp_path_factory):
+def waiting(toy_study, program, tmp_path_factory, prefect_beside):
     """A study whose champion somebody rolled back to round 1 (and was killed before MLflow heard of it), and which then ran a round
     further under a rule that lets a person have the last word."""
     folder = toy_study.copy(tmp_path_factory.mktemp("waiting") / "toy")
@@ -189,7 +189,7 @@ def waiting(toy_study, program, tmp_path_factory):
     operations = folder / "operations.toml"
     text = operations.read_text().replace("confidence = 0.95", "confidence = 0")
     operations.write_text(text.replace('approval = "none"', 'approval = "required"'))
-    ran = program("run", folder, "--more", 1, "--json")
+    ran = program("run", folder, "--more", 1, "--json", **prefect_beside)
     assert (ran.returncode, ran.stderr) == (0, "")
     return SimpleNamespace(folder=folder, before=champions[-1], said=json.loads(ran.stdout))
 

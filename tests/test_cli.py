@@ -151,12 +151,14 @@ def test_a_reader_that_leaves_is_no_error(has_run):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_fresh_sets_the_old_state_aside_and_comes_to_the_same_model(toy_study, tmp_path, program, capfd):
+def test_fresh_sets_the_old_state_aside_and_comes_to_the_same_model(
+    toy_study, tmp_path, program, prefect_beside, capfd
+):
     study = toy_study.copy(tmp_path / "toy")
     assert main(["status", str(study), "--json"]) == 0
     before = said(capfd)
     (study / "mlruns" / "toy" / "mark").write_text("the old one")
-    ended = program("run", study, "--fresh", "--json")
+    ended = program("run", study, "--fresh", "--json", **prefect_beside)
     assert (ended.returncode, ended.stderr) == (0, "")
     after = json.loads(ended.stdout)
     assert ended.stdout.count("\n") == 1
@@ -336,7 +338,9 @@ def quiet_environment():
     return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
 
 
-def test_ctrl_c_amid_the_rounds_ends_cleanly_and_the_next_run_goes_on(toy_study, tmp_path, quiet_environment, program):
+def test_ctrl_c_amid_the_rounds_ends_cleanly_and_the_next_run_goes_on(
+    toy_study, tmp_path, quiet_environment, program, prefect_beside
+):
     study = toy_study.copy(tmp_path / "toy")
     terminal = Terminal("run", study, "--more", "2000", env=quiet_environment)
     wait_until(lambda: rounds_in(study) >= 6, terminal.process)
@@ -354,7 +358,7 @@ def test_ctrl_c_amid_the_rounds_ends_cleanly_and_the_next_run_goes_on(toy_study,
     )
     closed = rounds_in(study)
     assert 6 <= closed < 2003
-    ended = program("run", study)
+    ended = program("run", study, **prefect_beside)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert rounds_in(study) == closed
     assert f" · {closed} rounds in " in ended.stdout

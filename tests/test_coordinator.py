@@ -22,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import warmed
 from cryptography import x509
 from postgres import free_port
 
@@ -408,7 +409,8 @@ class Running:
 
     def pids(self) -> dict[str, int]:
         """Of the servers, by what the system says of this coordinator's children."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        own = warmed.itself(self.process.pid)
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
         words = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
         return {
             name: pid for pid, said in words.items() for name in ("mlflow_server", "nginx") if name.encode() in said

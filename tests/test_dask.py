@@ -143,10 +143,10 @@ def plain(path: Path):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program, warm):
+def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program, warm, prefect_beside):
     path = diabetes(tmp_path / "diabetes")
     warm(path / "mlruns")
-    ended = program("run", path, "--runner", "dask", "--json")
+    ended = program("run", path, "--runner", "dask", "--json", **prefect_beside)
     assert (ended.returncode, ended.stderr) == (0, "")
     told = json.loads(ended.stdout)
     assert told["model_digest"] == plain(path).model_digest
@@ -162,13 +162,19 @@ def test_a_run_on_a_cluster_of_its_own_ends_in_the_same_model(tmp_path, program,
         assert ledger.unprojected() == []
 
 
-def test_a_worker_killed_amid_a_round_loses_nothing(tmp_path, true_program, warm):
+def test_a_worker_killed_amid_a_round_loses_nothing(tmp_path, warm, prefect_beside):
     path = diabetes(tmp_path / "diabetes", epochs=5000)  # so that a worker is met at work, on a busy machine too
     warm(path / "mlruns")
     with started(tmp_path / "cluster", 2) as cluster:
         command = [sys.executable, "-m", "fedrounds.cli.main", "run", str(path), "--json", "--runner", cluster.runner]
         with (
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run,
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | prefect_beside,
+            ) as run,
             distributed.Client(cluster.address, set_as_default=False, timeout=60) as client,
         ):
             pids, killed = client.run(os.getpid), ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import importlib
 import tomllib
 from pathlib import Path
@@ -55,10 +56,12 @@ def name(path):
     return path.relative_to(HOUSE).as_posix()
 
 
+@functools.cache
 def tree(path):
     return ast.parse(path.read_text(), name(path))
 
 
+@functools.cache
 def imports(path, top=False):
     """Modules that a file imports: anywhere in it, or only at the top, where they cost whoever imports it."""
     found = set()

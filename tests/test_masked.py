@@ -365,7 +365,7 @@ def test_promotion_goes_by_the_sum_of_all_and_names_no_site(apart):
     assert not any(site in reason for reason in reasons for site in (*FOUR, TOGETHER))
 
 
-def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, program, warm):
+def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, program, warm, prefect_beside):
     folder = tmp_path / "study"
     program("init", folder)
     warm(folder / "mlruns")
@@ -373,7 +373,7 @@ def test_a_run_with_everything_on_shows_who_took_part_and_no_more(tmp_path, prog
     (folder / "study.toml").write_text(text + f"\n[privacy]\nprotect = {MASKED}\n")
     operations = (folder / "operations.toml").read_text().replace("rounds = 10 ", "rounds = 3 ")
     (folder / "operations.toml").write_text(re.sub(r"(?m)^margin.*\n", "", operations))
-    told = json.loads(program("run", folder, "--json").stdout)
+    told = json.loads(program("run", folder, "--json", **prefect_beside).stdout)
     assert {site["site"] for site in told["sites"]} >= set(FOUR)
     assert all(site["federated"] is None and site["local"] is None for site in told["sites"] if site["site"] in FOUR)
     [database] = folder.rglob("mlflow.db")

@@ -167,10 +167,10 @@ def place(toy_study, tmp_path_factory):
     return root
 
 
-def test_a_version_that_is_not_there_or_was_changed_is_refused_and_nothing_begins(place):
+def test_a_version_that_is_not_there_or_was_changed_is_refused_and_nothing_begins(place, prefect_beside):
     words = (place / "later" / "study.toml").read_text()
     (place / "later" / "study.toml").write_text(words.replace("@champion", "/99"))
-    done = fedrounds("run", place / "later", "--state", place / "mlruns")
+    done = fedrounds("run", place / "later", "--state", place / "mlruns", **prefect_beside)
     assert done.returncode != 0
     assert "expected a version to start from at models:/toy/99 in MLflow, found none" in done.stderr
     (place / "later" / "study.toml").write_text(words)
@@ -178,7 +178,7 @@ def test_a_version_that_is_not_there_or_was_changed_is_refused_and_nothing_begin
         shutil.copy(file, file.with_suffix(".kept"))
         with np.load(file) as parts:
             np.savez(file, **{name: part + 1e-12 for name, part in parts.items()})
-    done = fedrounds("run", place / "later", "--state", place / "mlruns")
+    done = fedrounds("run", place / "later", "--state", place / "mlruns", **prefect_beside)
     assert done.returncode != 0
     assert "as they were registered" in done.stderr
     for file in (place / "mlruns" / "artifacts").glob("*/artifacts/parameters.kept"):
@@ -187,12 +187,12 @@ def test_a_version_that_is_not_there_or_was_changed_is_refused_and_nothing_begin
         assert (ledger.lineage(), ledger.head(), ledger.noted("start")) == (None, None, None)
 
 
-def test_a_study_goes_on_from_the_champion_of_another_and_tells_what_each_site_gained(place):
+def test_a_study_goes_on_from_the_champion_of_another_and_tells_what_each_site_gained(place, prefect_beside):
     with Ledger.open(place / "mlruns" / "toy" / "ledger.db") as ledger:
         champion = ledger.standing().champion
         state = ledger.state(ledger.closed(champion))
         ended = {visit.record["scored"]: visit.record for visit in ledger.visits()}[champion]
-    done = fedrounds("run", place / "later", "--state", place / "mlruns")
+    done = fedrounds("run", place / "later", "--state", place / "mlruns", **prefect_beside)
     assert done.returncode == 0, done.stderr
     with Ledger.open(place / "mlruns" / "later" / "ledger.db") as ledger:
         visits, kept = ledger.visits(), ledger.noted("start")
@@ -213,12 +213,12 @@ def test_a_study_goes_on_from_the_champion_of_another_and_tells_what_each_site_g
     assert brought["whole"] == pytest.approx(before - after, rel=1e-9)
 
 
-def test_an_alias_that_moves_later_changes_nothing(place):
+def test_an_alias_that_moves_later_changes_nothing(place, prefect_beside):
     with contextlib.closing(sqlite3.connect(place / "mlruns" / "mlflow.db")) as store, store:
         store.execute("DELETE FROM registered_model_aliases WHERE name = 'toy'")
     with Ledger.open(place / "mlruns" / "later" / "ledger.db") as ledger:
         before = json.dumps(ledger.noted("start"))
-    done = fedrounds("run", place / "later", "--state", place / "mlruns", "--more", "1")
+    done = fedrounds("run", place / "later", "--state", place / "mlruns", "--more", "1", **prefect_beside)
     assert done.returncode == 0, done.stderr
     with Ledger.open(place / "mlruns" / "later" / "ledger.db") as ledger:
         assert json.dumps(ledger.noted("start")) == before

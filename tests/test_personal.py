@@ -470,7 +470,7 @@ def test_a_run_that_dies_between_any_two_answers_keeps_each_sites_model_bit_for_
         assert [recorded(visit.record) for visit in ledger.visits()] == [its for _, its, _ in expected]
 
 
-def test_gains_are_told_by_the_table_the_report_and_mlflow(tmp_path, warm):
+def test_gains_are_told_by_the_table_the_report_and_mlflow(tmp_path, warm, prefect_beside):
     folder = tmp_path / "toy"
     init(folder, as_json=True)
     warm(folder / "mlruns")
@@ -481,7 +481,7 @@ def test_gains_are_told_by_the_table_the_report_and_mlflow(tmp_path, warm):
         words = (folder / file).read_text()
         assert old in words
         (folder / file).write_text(words.replace(old, new))
-    done = fedrounds("run", folder)
+    done = fedrounds("run", folder, **prefect_beside)
     assert done.returncode == 0, done.stderr
     assert "AUC personal" in " ".join(done.stdout.split())
     with Ledger.open(folder / "mlruns" / "toy" / "ledger.db") as ledger:

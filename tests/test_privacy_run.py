@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 
-def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, program, warm):
+def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, program, warm, prefect_beside):
     study = tmp_path / "private"
     assert program("init", study).returncode == 0
     warm(study / "mlruns")
@@ -24,7 +24,7 @@ def test_a_run_tells_what_it_spent_and_keeps_scores_at_the_sites(tmp_path, progr
     operations.write_text(
         operations.read_text().replace("rounds = 10 ", "rounds = 2 ").replace('suite = "readmission"', "")
     )
-    assert program("run", study).returncode == 0
+    assert program("run", study, **prefect_beside).returncode == 0
     assert program("report", study).returncode == 0
     told = program("site", "budget", study, "--json")
     assert told.returncode == 0

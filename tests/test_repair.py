@@ -203,13 +203,12 @@ def test_a_deleted_experiment_is_taken_back(folder, program):
     assert held(folder) == before
 
 
-def test_a_run_after_the_store_was_lost_writes_it_anew_and_says_so(folder, program):
+def test_a_run_after_the_store_was_lost_writes_it_anew_and_says_so(folder, program, prefect_beside):
     before = held(folder)
     (folder / "mlruns" / "mlflow.db").unlink()
     shutil.rmtree(folder / "mlruns" / "artifacts")
-    done = program("run", folder, "--more", 1, "--json")
+    done = program("run", folder, "--more", 1, "--json", **prefect_beside)
     assert (done.returncode, done.stderr) == (0, "")
-    print("RUN", done.stdout)
     (report,) = json.loads(done.stdout)["reports"]
     assert report == "MLflow's store had lost the runs of 'toy': they were written anew from the ledger"
     after = held(folder)

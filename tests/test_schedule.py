@@ -390,7 +390,7 @@ def test_drift_holds_ticks_until_somebody_accepts_it_and_a_champion_can_be_rolle
         assert "| rounds | no round trained |" in house.artifact(run["id"], "tick-drifting")
     told = until(lambda: len(found := [it for it in hook.of("Held") if it["study"] == "drifting"]) == 2 and found)
     assert [it["message"] for it in told] == [run["state"]["message"] for run in held]
-    accepted = program("run", folder, "--accept-drift")
+    accepted = program("run", folder, "--accept-drift", **house.known)
     assert (accepted.returncode, accepted.stderr) == (0, "")
     with Ledger.open(folder / "mlruns" / "drifting" / "ledger.db") as ledger:
         assert ledger.progress().round == kills.ROUNDS

@@ -244,7 +244,7 @@ def test_the_pipeline_gives_the_linear_predictor_of_the_core() -> None:
 
 
 def test_a_run_registers_a_version_with_hazard_ratios_and_writes_a_report(
-    tmp_path: Path, program: Any, warm: Any
+    tmp_path: Path, program: Any, warm: Any, prefect_beside: Any
 ) -> None:
     import mlflow.sklearn
     import pandas as pd
@@ -285,7 +285,7 @@ kind = "cox"
 at_risk = 3
 """
     )
-    done = program("run", folder)
+    done = program("run", folder, **prefect_beside)
     assert done.returncode == 0, done.stderr
     assert "concordance" in done.stdout
     sheet = list(csv.DictReader(next(folder.rglob("regression.csv")).open()))

@@ -186,10 +186,10 @@ def encrypted_toy(base, protect):
     return folder
 
 
-def test_a_run_in_one_process_has_the_third_party_beside_its_sites(tmp_path, program, warm):
+def test_a_run_in_one_process_has_the_third_party_beside_its_sites(tmp_path, program, warm, prefect_beside):
     folder = encrypted_toy(tmp_path / "toy", THIRD)
     warm(folder / "mlruns")
-    assert program("run", folder, "--json").returncode == 0
+    assert program("run", folder, "--json", **prefect_beside).returncode == 0
     read = folders.read(folder)
     with Ledger.open(folders.state_of(folder, "toy").ledger) as ledger:
         entry = ledger.visits()[-1]

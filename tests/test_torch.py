@@ -395,7 +395,7 @@ def test_what_is_exported_predicts_what_the_core_predicts(target, torch):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, warm):
+def run(tmp_path_factory, warm, prefect_beside):
     """A study that has run whole: wines of three estates, one of which does not name the module."""
     place = tmp_path_factory.mktemp("wine")
     warm(place / "mlruns")
@@ -413,7 +413,7 @@ algorithm = { preset = "fedavg", local = { rate = 0.2, batch = 8 } }
         source = f'source = {{ kind = "bundled", name = "wine", hospital = {number}, shares = [0.4, 0.3, 0.3] }}\n'
         named = '[policy]\nmodules = ["torch.nn:Linear"]\n' if site != "west" else ""
         (place / "sites" / f"{site}.toml").write_text(source + named)
-    ended = fedrounds("run", place)
+    ended = fedrounds("run", place, **prefect_beside)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return place, ended
 

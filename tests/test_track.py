@@ -31,13 +31,12 @@ LAST = FIRST + MORE
 
 
 @pytest.fixture(scope="module")
-def tracked(toy_study, tmp_path_factory):
+def tracked(toy_study, tmp_path_factory, program, prefect_beside):
     """A study that ran twice; between the runs somebody moved the alias in the UI."""
     folder = toy_study.copy(tmp_path_factory.mktemp("tracked") / "toy")
     client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
     client.set_registered_model_alias("toy", "champion", "1")
-    command = [sys.executable, "-m", "fedrounds.cli.main", "run", str(folder), "--more", str(MORE), "--json"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ran = program("run", folder, "--more", MORE, "--json", **prefect_beside)
     assert (ran.returncode, ran.stderr) == (0, "")
     with Ledger.open(folder / "mlruns" / "toy" / "ledger.db") as ledger:
         experiment = client.get_experiment_by_name("toy")
@@ -128,6 +127,10 @@ def test_an_alias_moved_by_hand_is_put_back_and_reported(tracked):
 
 PREDICT = """
 import sys, warnings; warnings.simplefilter("ignore")
+class WithoutTorch:  # as where it is not installed: skops would have it imported for nothing
+    def find_spec(name, path, target=None):
+        if name == "torch": raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, WithoutTorch)
 import mlflow, numpy as np, pandas as pd
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/toy@champion")

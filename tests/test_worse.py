@@ -138,7 +138,7 @@ def test_fewer_than_five_sites_are_refused_before_anything_runs_and_by_each_site
     assert reply.refusal == "its study counts who got worse, which takes 5 sites on the roster"
 
 
-def test_a_run_tells_the_count_in_its_decision_and_its_report(tmp_path, program, warm):
+def test_a_run_tells_the_count_in_its_decision_and_its_report(tmp_path, program, warm, prefect_beside):
     folder = tmp_path / "study"
     program("init", folder)
     warm(folder / "mlruns")
@@ -154,7 +154,7 @@ def test_a_run_tells_the_count_in_its_decision_and_its_report(tmp_path, program,
     fifth = (folder / "sites" / "west.toml").read_text().replace("west", "fifth")
     (folder / "sites" / "fifth.toml").write_text(fifth)
     (folder / "data" / "fifth.csv").write_text((folder / "data" / "west.csv").read_text())
-    told = json.loads(program("run", folder, "--json").stdout)
+    told = json.loads(program("run", folder, "--json", **prefect_beside).stdout)
     assert told
     [report] = Path(folder).rglob("report.html")
     page = report.read_text()
