@@ -99,6 +99,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    """Of what is there at the end pytest would collect the garbage, five times over."""
+    gc.freeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """One process that forks `fedrounds …` for all workers: whoever starts them starts it, and ends it. Files in memory, where there is room."""
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import distributed
 import pytest
+import warmed
 
 from fedrounds.core.errors import DataContractError, ServiceError
 from fedrounds.core.messages import encode
@@ -75,7 +76,8 @@ class Cluster:
 
     def kill(self, pid: int) -> None:
         """kill -9 one of ours."""
-        process = next(it for it in [self.scheduler, *self.workers] if it and it.pid == pid)
+        alive = [it for it in [self.scheduler, *self.workers] if it and it.poll() is None]
+        process = next(it for it in alive if pid in (it.pid, warmed.itself(it.pid)))
         process.kill()
         process.wait()
 

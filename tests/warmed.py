@@ -27,10 +27,11 @@ from typing import Any, NoReturn
 
 ADDRESS = "FEDROUNDS_TESTS_WARMED"  # a variable: where the one of all workers listens
 HIGH = 500  # descriptors from here on are in nobody's way
-HELPERS = ("fedrounds.tasks.", "fedrounds.cli.ui", "prefect.engine")
+HELPERS = ("fedrounds.tasks.", "fedrounds.cli.ui", "prefect.engine", "distributed.cli.")
 ENGINE, PROGRAM, CODE = "prefect.engine", "fedrounds.cli.main", "-c"
 OWN = ("PYTHONPATH", "LD_PRELOAD")  # who sets one wants a program that starts with it
 LATE = (  # what commands import when they come to it
+    "distributed.cli.dask_worker",
     "fastapi.encoders",
     "great_expectations.expectations.core",
     "great_expectations.execution_engine.pandas_execution_engine",
