@@ -41,7 +41,15 @@ COLD = [
     "test_routes",
 ]
 # Files whose `fedrounds …` are forked as well, however they are started.
-FORKED = ["test_browser", "test_coordinator", "test_dask", "test_federated", "test_kill", "test_schedule"]
+FORKED = [
+    "test_browser",
+    "test_coordinator",
+    "test_dask",
+    "test_federated",
+    "test_kill",
+    "test_schedule",
+    "test_third_party",
+]
 # Files whose `python -c …` are.
 CODED = ["test_audit", "test_exchange", "test_ledger"]
 # An eighth of what tests do is wait for the disk. Who is killed with -9 loses nothing that is in memory either; a power cut is in no test.
