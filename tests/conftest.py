@@ -229,8 +229,8 @@ def prefect_beside(templates: Path, tmp_path_factory: pytest.TempPathFactory) ->
     from fedrounds.tasks.prefect_server import PrefectServer
 
     home = tmp_path_factory.mktemp("prefect-beside")
-    warmed.quick(os.environ[warmed.ADDRESS], helpers=True)
-    server = PrefectServer(home, home / "log", templates=templates)
+    with warmed.forking(os.environ[warmed.ADDRESS], helpers=True):
+        server = PrefectServer(home, home / "log", templates=templates)
     server.wait()
     yield {"PREFECT_API_URL": server.api_url}
     server.stop()

@@ -142,7 +142,7 @@ def test_a_linear_module_is_the_logistic_regression_that_it_says_and_every_local
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_a_module_drops_as_it_trains_hangs_on_hangs_on_parameters_and_batch_alone(target, torch):
+def test_what_a_module_drops_as_it_trains_hangs_on_parameters_and_batch_alone(target, torch):
     outputs = 3 if target == "multiclass" else 1
     family = build(study(odd("Dropping", 6 * 4 + outputs * 7, outputs=outputs), target)).family
     data, theta = rows(outcomes=3 if outputs == 3 else 2), family.init(np.random.default_rng(4))

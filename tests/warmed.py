@@ -288,14 +288,19 @@ def quick(address: str, helpers: bool = False, programs: bool = False, codes: bo
 
 
 @contextlib.contextmanager
-def true_programs() -> Iterator[None]:
-    """All that this process starts inside is what a user starts."""
+def forking(address: str, helpers: bool = False) -> Iterator[None]:
+    """Whether helpers that this process starts inside are forked, and nothing else; afterwards all is as it was."""
     before = getattr(subprocess.Popen, "forks", ("",))
-    quick("")
+    quick(address, helpers)
     try:
         yield
     finally:
         quick(*before)
+
+
+def true_programs() -> contextlib.AbstractContextManager[None]:
+    """All that this process starts inside is what a user starts."""
+    return forking("")
 
 
 def _in_its_stead(args: Any, env: Mapping[str, str] | None) -> Any:
